@@ -1,0 +1,91 @@
+"""The contract of a task: what data, which verb, which metrics.
+
+A task is written for a verb, so every system that has the verb can enter; that is what makes
+`compare` possible. Systems never see the test part: `fit` receives `data.for_fit()`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+from passband.bench.system import System
+from passband.errors import DataError
+
+T = TypeVar("T")
+Size = Literal["full", "small", "smoke"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a task reports. The first of a task's metrics is its primary one."""
+
+    name: str
+    unit: str
+    better: Literal["lower", "higher"]
+    log: bool = False  # shown on a logarithmic axis, averaged geometrically
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Data(Generic[T]):
+    """One seed's data. `test` is for `evaluate` only."""
+
+    train: T
+    valid: Any = None
+    test: Any = None
+    name: str = ""
+
+    def for_fit(self) -> Data[T]:
+        """The same without its test part: this is all that a system gets to see."""
+        return replace(self, test=None)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Something to look at or listen to in the report; `file` lies beside the result row.
+
+    kind  "image" (svg, png), "audio" (wav), "table" (json: {"columns": [...], "rows": [[...]]})
+    """
+
+    kind: Literal["image", "audio", "table"]
+    title: str
+    file: str
+    caption: str = ""
+    group: str = ""  # artifacts of one group stand side by side (before, after, truth)
+
+
+class Task(ABC):
+    """Base class of all tasks."""
+
+    name: ClassVar[str] | str = ""
+    version: int = 1  # raised whenever the same system would get other numbers
+    family: str = ""
+    verb: str = ""
+    summary: str = ""
+    metrics: tuple[Metric, ...] = ()
+
+    @abstractmethod
+    def data(self, seed: int = 0, size: Size = "small") -> Data[Any]:
+        """Deterministic in (seed, size)."""
+
+    @abstractmethod
+    def evaluate(self, system: System, data: Data[Any]) -> dict[str, float]:
+        """Metrics by name; can't depend on any batch size."""
+
+    def read(self, path: Path) -> Data[Any]:
+        """The user's own data in place of the embedded data (`--data PATH`)."""
+        raise DataError(
+            f"the task {self.name!r} has no reader for user data", expected="its embedded data",
+            mend="leave --data out",
+        )
+
+    def artifacts(self, system: System, data: Data[Any], folder: Path) -> list[Artifact]:
+        """Write pictures, sounds or tables of one result into `folder`; none by default."""
+        return []
+
+    @property
+    def primary(self) -> Metric:
+        return self.metrics[0]
