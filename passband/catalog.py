@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passband.errors import ConfigError, PassbandError, UnknownNameError
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from passband.bench.claims import Proof
     from passband.bench.system import System
     from passband.bench.task import Task
@@ -40,7 +42,9 @@ FAMILIES = {
     "dynamics": "training dynamics and theory",
     "retrieval": "search and recommendation",
 }
+# What installed packages bring: rooms of systems, and modules with a TASKS mapping.
 ENTRY_POINTS = "passband.systems"  # value: the package of a room, e.g. "mypackage.mymethod"
+TASK_ENTRY_POINTS = "passband.tasks"  # value: the module, e.g. "mypackage.tasks"
 ROOT = Path(__file__).parent
 
 
@@ -95,16 +99,20 @@ class Card:
             ) from error
         return found
 
-    def create(self, preset: str = "small", *, seed: int = 0, **overrides: Any) -> System:
-        """Build the system from a preset with single fields changed."""
-        cls = self.load()
+    def check(self, preset: str = "small", **overrides: Any) -> None:
+        """Raise what `create` would raise, without building anything."""
         for name, value in self.config.items():
             if name in overrides and overrides[name] != value:
                 raise ConfigError(
                     f"{self.id!r} fixes {name} = {value!r}", expected="another field",
                     mend=f"leave {name} out, or take the system that does not fix it",
                 )
-        system = cls.from_preset(preset, seed=seed, **{**self.config, **overrides})
+        self.load().configure(preset, **{**self.config, **overrides})
+
+    def create(self, preset: str = "small", *, seed: int = 0, **overrides: Any) -> System:
+        """Build the system from a preset with single fields changed."""
+        self.check(preset, **overrides)
+        system = self.load().from_preset(preset, seed=seed, **{**self.config, **overrides})
         system.id = self.id
         return system
 
@@ -126,10 +134,11 @@ def cards() -> Mapping[str, Card]:
         card = read_card(path, room)
         if card.id in found:
             raise ConfigError(
-                f"{path} has the id {card.id!r} of {found[card.id].folder}", expected="one card an id"
+                f"{path} has the id {card.id!r} of {found[card.id].folder}",
+                expected="one card an id",
             )
         found[card.id] = card
-    for point in metadata.entry_points(group=ENTRY_POINTS):
+    for point in _entry_points(ENTRY_POINTS):
         spec = importlib.util.find_spec(point.value)
         if spec is None or spec.origin is None:
             raise ConfigError(
@@ -141,18 +150,36 @@ def cards() -> Mapping[str, Card]:
     return found
 
 
+def _entry_points(group: str) -> Iterable[EntryPoint]:
+    """What installed packages declare.
+
+    `importlib.metadata` takes longer to import than all the rest of `passband list`: it is asked
+    only when some package has such a group at all.
+    """
+    declared = (
+        f"[{group}]" in path.read_text(encoding="utf-8", errors="replace")
+        for folder in sys.path for path in Path(folder).glob("*-info/entry_points.txt")
+    )
+    if not any(declared):
+        return ()
+    from importlib import metadata
+
+    return metadata.entry_points(group=group)
+
+
 def read_card(path: Path, room: str) -> Card:
     """Read and check one card.toml."""
     try:
-        raw = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} can't be read: {error}", expected="a card in TOML") from None
     known = set(Card.__dataclass_fields__) - {"room", "folder"}
     missing = {"id", "title", "family", "verbs", "summary", "entry"} - raw.keys()
     unknown = raw.keys() - known
     if missing or unknown:
+        wrong = f"lacks {sorted(missing)}" if missing else f"has unknown {sorted(unknown)}"
         raise ConfigError(
-            f"{path} " + (f"lacks {sorted(missing)}" if missing else f"has unknown {sorted(unknown)}"),
+            f"{path} {wrong}",
             expected=f"fields among {sorted(known)}",
         )
     try:
@@ -184,9 +211,11 @@ def select(
         raise UnknownNameError("family", family, FAMILIES)
     out = []
     for card in cards().values():
-        text = f"{card.id} {card.title} {card.summary} {card.family} {' '.join(card.verbs)}".lower()
+        said = (card.id, card.title, card.summary, card.family, *card.verbs)
+        text = " ".join(said).lower()
         matches = all(
-            fnmatch(card.id, word) if "*" in word else word.lower() in text for word in words.split()
+            fnmatch(card.id, word) if "*" in word else word.lower() in text
+            for word in words.split()
         )
         if matches and card.kind == kind and family in (None, card.family) and (
             verb is None or verb in card.verbs
@@ -197,11 +226,13 @@ def select(
 
 @cache
 def tasks() -> Mapping[str, Task]:
-    """Every family's tasks by name; imports the `tasks` modules, not torch."""
+    """Every task by name, ours and those of installed packages; imports no torch."""
+    names = [f"passband.{path.parent.name}.tasks" for path in sorted(ROOT.glob("*/tasks.py"))]
+    names += [point.value for point in _entry_points(TASK_ENTRY_POINTS)]
     found: dict[str, Task] = {}
-    for path in sorted(ROOT.glob("*/tasks.py")):
-        module = importlib.import_module(f"passband.{path.parent.name}.tasks")
-        found.update(module.TASKS)
+    for name in names:
+        for task in importlib.import_module(name).TASKS.values():
+            found.setdefault(task.name, task)
     return found
 
 

@@ -82,6 +82,8 @@ class System(ABC):
     verbs: ClassVar[tuple[str, ...]] = ()
     needs_fit: ClassVar[bool] = True  # False: `apply` works from a preset, nothing is trained first
     id: str = ""  # set by the catalog; the class name stands in when built directly
+    checkpoints: Path | None = None  # folder of this fit's checkpoint, set by the engine
+    resume: bool = False  # continue from it, when it holds one
 
     def __init__(self, config: Config | None = None, *, seed: int = 0) -> None:
         self.config: Any = config if config is not None else self.configure("small")

@@ -18,7 +18,10 @@ pointwise. Axes have one-letter names; an operator maps derivatives to coefficie
 
 from __future__ import annotations
 
+import json
 import runpy
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -28,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from passband.errors import ProblemError
+from passband.parts.spline import spline_at, spline_on
 
 Array = np.ndarray
 Values = float | Array | Callable[..., Any]  # a number, an array on the grid, or f(x, y, ...)
@@ -87,6 +91,11 @@ class Problem:
         set_("operator", _checked_operator(self.operator, self.axes))
         if self.nodes is not None:
             set_("nodes", _checked_nodes(self.nodes, self.box))
+        set_("source", _as_values("source", self.source))
+        if self.exact is not None and not callable(self.exact):
+            raise ProblemError(
+                f"exact is a {type(self.exact).__name__}", expected="a callable of the coordinates"
+            )
         set_("_faces", _checked_faces(self.boundary, self.exact, self.axes))
         if self.nonlinear is not None and (
             not isinstance(self.nonlinear, Sequence)
@@ -99,8 +108,16 @@ class Problem:
             )
         self._check_conditions()
         self._check_arrays()
-        # Every callable is tried once on a coarse grid, so that a mistake shows before long work.
-        self.on([np.linspace(lo, hi, 9) for lo, hi in self.box.values()], arrays=False)
+        # Everything is evaluated once, so that a mistake shows before long work.
+        coarse = self.grid(9)
+        tried = self.on(self.nodes if self.has_arrays and self.nodes is not None else coarse)
+        mesh = np.meshgrid(*coarse, indexing="ij")
+        if self.exact is not None:
+            _evaluate("exact", self.exact, mesh, mesh[0].shape)
+        for name, function in zip(("N", "dN"), self.nonlinear or (), strict=False):
+            # At the known values only: N may be undefined elsewhere (log u, 1 / u).
+            u = tried.values[tried.known]
+            _evaluate(f"nonlinear, {name}(u),", function, [u], u.shape)
 
     # ---- what it is ----------------------------------------------------------------------
 
@@ -142,11 +159,10 @@ class Problem:
             np.linspace(lo, hi, m) for (lo, hi), m in zip(self.box.values(), counts, strict=True)
         )
 
-    def on(self, nodes: Sequence[Array], *, arrays: bool = True) -> Discrete:
+    def on(self, nodes: Sequence[Array]) -> Discrete:
         """Evaluate everything on a tensor grid that includes the faces.
 
         Arrays are interpolated by cubic splines where `nodes` are not the problem's own.
-        arrays=False leaves them out (used by the first check).
         """
         nodes = tuple(np.asarray(x, dtype=float) for x in nodes)
         shape = tuple(len(x) for x in nodes)
@@ -154,7 +170,7 @@ class Problem:
 
         def take(name: str, value: Values) -> Array:
             if isinstance(value, Array) and value.ndim > 0:
-                return self._resample(value, nodes) if arrays else np.zeros(shape)
+                return self._resample(value, nodes)
             return _evaluate(name, value, mesh, shape)
 
         terms: dict[str, float | Array] = {}
@@ -171,8 +187,6 @@ class Problem:
             at = tuple(index)
             name = f"boundary[{face!r}]"
             if isinstance(value, Array) and value.ndim > 0:
-                if not arrays:
-                    continue
                 rest = [x for i, x in enumerate(nodes) if i != axis]
                 g = self._resample(value, rest, skip=axis)
             else:
@@ -191,21 +205,17 @@ class Problem:
         """A coefficient or the source at scattered points [N, d] -> [N]."""
         points = np.asarray(points, dtype=float)
         if isinstance(value, Array) and value.ndim > 0:
-            from scipy.interpolate import RegularGridInterpolator
-
-            return RegularGridInterpolator(self.nodes, value, method="cubic")(points)
+            return spline_at(self.nodes or (), value, points)
         return _evaluate("value", value, list(points.T), (len(points),))
 
     def face_value(self, face: str, points: Array) -> Array:
         """Prescribed values of one face at points [N, d] on it -> [N]."""
         value = self._faces[face]
         if isinstance(value, Array) and value.ndim > 0:
-            from scipy.interpolate import RegularGridInterpolator
-
             axis = self.axes.index(face[0])
             rest = [x for i, x in enumerate(self.nodes or ()) if i != axis]
             kept = np.delete(np.asarray(points, dtype=float), axis, axis=1)
-            return RegularGridInterpolator(rest, value, method="cubic")(kept)
+            return spline_at(rest, value, kept)
         return self.at(value, points)
 
     def truth(self, points: Array) -> Array:
@@ -216,14 +226,12 @@ class Problem:
 
     def _resample(self, value: Array, nodes: Sequence[Array], skip: int | None = None) -> Array:
         own = [x for i, x in enumerate(self.nodes or ()) if i != skip]
-        if all(len(a) == len(b) and np.allclose(a, b) for a, b in zip(own, nodes, strict=True)):
-            return np.asarray(value, dtype=float)
-        from scipy.interpolate import CubicSpline
-
-        out = np.asarray(value, dtype=float)
-        for axis, (a, b) in enumerate(zip(own, nodes, strict=True)):
-            out = CubicSpline(a, out, axis=axis)(b)
-        return out
+        if all(
+            len(a) == len(b) and np.abs(a - b).max() <= 1e-9 * (a[-1] - a[0])
+            for a, b in zip(own, nodes, strict=True)
+        ):
+            return value
+        return spline_on(own, value, nodes)
 
     # ---- checks --------------------------------------------------------------------------
 
@@ -291,7 +299,7 @@ def read_problem(path: str | Path) -> Problem:
     The Python file is run as a script, as your own `python problem.py` would. The .npz holds
     arrays x1 [M1] (x2, x3), f [M1, ...], faces g1_lo, g1_hi, g2_lo, ... and optionally
     `operator` (JSON text such as {"xx": 1, "yy": 1}; default: the Laplacian), `polynomial`
-    (coefficients of a pointwise polynomial N(u), lowest power first) and `exact`-free data only.
+    (coefficients of a pointwise polynomial N(u), lowest power first) and `axes` (text, "xyz").
     """
     path = Path(path)
     if not path.exists():
@@ -311,7 +319,7 @@ def _read_python(path: Path) -> Problem:
         names = runpy.run_path(str(path))
     except ProblemError:
         raise
-    except Exception as error:  # noqa: BLE001 - a user's file may raise anything
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
         raise ProblemError(
             f"{path.name} stopped with {type(error).__name__}: {error}",
             expected="a script that defines `problem`", mend=f"try it alone: python {path}",
@@ -326,22 +334,15 @@ def _read_python(path: Path) -> Problem:
 
 
 def _read_npz(path: Path) -> Problem:
-    import json
-    import zipfile
-
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            data = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ProblemError(
-            f"{path.name} can't be read: {error}", expected="an .npz of plain arrays",
-            mend="write it with numpy.savez, without object arrays",
-        ) from None
-    dim = next((d for d in (3, 2, 1) if f"x{d}" in data), 0)
-    needed = [f"x{i + 1}" for i in range(max(dim, 1))] + ["f"]
+    data = _npz_arrays(path)
+    dim = next((d for d in (3, 2, 1) if f"x{d}" in data), 1)
+    needed = [*(f"x{i + 1}" for i in range(dim)), "f"]
+    faces = {
+        f"g{i + 1}_{end}": (i, sign)
+        for i in range(dim) for end, sign in (("lo", "-"), ("hi", "+"))
+    }
+    known = {*needed, *faces, "operator", "polynomial", "axes"}
     missing = [name for name in needed if name not in data]
-    known = {*needed, "operator", "polynomial", "axes"}
-    known |= {f"g{i + 1}_{s}" for i in range(dim) for s in ("lo", "hi")}
     unknown = sorted(set(data) - known)
     if missing or unknown:
         what = f"lacks {', '.join(missing)}" if missing else f"has unknown {', '.join(unknown)}"
@@ -349,31 +350,66 @@ def _read_npz(path: Path) -> Problem:
             f"{path.name} {what}", expected=f"arrays named {', '.join(sorted(known))}",
         )
     axes = str(data["axes"]) if "axes" in data else "xyz"[:dim]
-    nodes = [np.asarray(data[f"x{i + 1}"], dtype=float).ravel() for i in range(dim)]
+    if len(set(axes)) != dim or len(axes) != dim:
+        raise ProblemError(
+            f"axes in {path.name} is {axes!r}", expected=f"{dim} different letters, as x1 to x{dim}"
+        )
+    text = str(data["operator"]) if "operator" in data else ""
     try:
-        text = str(data["operator"]) if "operator" in data else ""
         operator = json.loads(text) if text else {a * 2: 1.0 for a in axes}
     except ValueError as error:
-        raise ProblemError(f"operator in {path.name} is no JSON: {error}") from None
+        raise ProblemError(
+            f"operator in {path.name} is no JSON: {error}", expected='such as {"xx": 1, "yy": 1}'
+        ) from None
+    nodes = [np.atleast_1d(_as_values(f"x{i + 1}", data[f"x{i + 1}"])) for i in range(dim)]
     boundary = {
-        f"{axis}{sign}": np.asarray(data[name], dtype=float)
-        for i, axis in enumerate(axes)
-        for sign, name in (("-", f"g{i + 1}_lo"), ("+", f"g{i + 1}_hi"))
-        if name in data
+        f"{axes[i]}{sign}": data[name].reshape(()) if data[name].size == 1 else data[name]
+        for name, (i, sign) in faces.items() if name in data
     }
-    boundary = {f: (float(v) if v.ndim == 0 or dim == 1 else v) for f, v in boundary.items()}
     nonlinear = None
     if "polynomial" in data:
-        poly = np.polynomial.Polynomial(np.asarray(data["polynomial"], dtype=float).ravel())
+        powers = np.atleast_1d(_as_values("polynomial", data["polynomial"]))
+        poly = np.polynomial.Polynomial(powers.ravel())
         nonlinear = (poly, poly.deriv())
+    ends = [(x.flat[0], x.flat[-1]) if x.size else () for x in nodes]
     return Problem(
-        box={a: (float(x[0]), float(x[-1])) for a, x in zip(axes, nodes, strict=True)},
-        operator=operator, source=np.asarray(data["f"], dtype=float), boundary=boundary,
-        nonlinear=nonlinear, nodes=nodes, name=path.stem,
+        box=dict(zip(axes, ends, strict=True)),  # type: ignore[arg-type]
+        operator=operator, source=data["f"], boundary=boundary, nonlinear=nonlinear, nodes=nodes,
+        name=path.stem,
     )
 
 
+def _npz_arrays(path: Path) -> dict[str, Array]:
+    """Plain arrays only: an object array would need unpickling, which runs code."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    # A torn or foreign file: TypeError is a single .npy array under the name of an .npz.
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ProblemError(
+            f"{path.name} can't be read: {error}", expected="an .npz of plain arrays",
+            mend="write it with numpy.savez, without object arrays",
+        ) from None
+
+
 # ---- small checks ----------------------------------------------------------------------------
+
+
+def _as_values(name: str, value: Any) -> Values:
+    """A callable as it is, a float, or an array of floats; nothing complex, textual or ragged."""
+    if callable(value):
+        return value
+    try:
+        out = np.asarray(value)
+    except ValueError:  # a ragged list
+        out = np.empty(0, dtype=object)
+    if out.dtype.kind not in "biuf":
+        raise ProblemError(
+            f"{name} is {'complex' if out.dtype.kind == 'c' else f'a {type(value).__name__}'}",
+            expected="a real number, an array of real numbers, or a callable of the coordinates",
+        )
+    _finite(name, out)
+    return out.astype(float) if out.ndim else float(out)
 
 
 def _evaluate(name: str, value: Values, mesh: Sequence[Array], shape: tuple[int, ...]) -> Array:
@@ -390,10 +426,12 @@ def _evaluate(name: str, value: Values, mesh: Sequence[Array], shape: tuple[int,
         ) from None
     if np.iscomplexobj(out):
         raise ProblemError(f"{name} is complex", expected="real values")
-    try:
-        out = np.array(out, dtype=float)
-    except (TypeError, ValueError):
-        raise ProblemError(f"{name} has dtype {out.dtype}", expected="real numbers") from None
+    if out.dtype.kind not in "biuf":
+        raise ProblemError(
+            f"{name} gives values of type {out.dtype}", expected="real numbers",
+            mend="use NumPy functions, and return the result",
+        )
+    out = np.array(out, dtype=float)
     _finite(name, out)
     return out
 
@@ -402,8 +440,9 @@ def _finite(name: str, value: Array) -> None:
     bad = ~np.isfinite(value)
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
+        where = f", the first at index {first}" if first else ""
         raise ProblemError(
-            f"{name} has {int(bad.sum())} NaN or infinite values, the first at index {first}",
+            f"{name} has {int(bad.sum())} NaN or infinite values{where}",
             expected="finite numbers", mend="mask or fill them; move a singularity off the box",
         )
 
@@ -431,7 +470,8 @@ def _checked_box(box: Mapping[str, tuple[float, float]]) -> dict[str, tuple[floa
 def _checked_operator(operator: Mapping[str, Values], axes: str) -> dict[str, Values]:
     if not isinstance(operator, Mapping) or not operator:
         raise ProblemError(
-            f"operator = {operator!r}", expected="derivative -> coefficient, e.g. {'xx': 1, 'yy': 1}"
+            f"operator = {operator!r}",
+            expected="derivative -> coefficient, e.g. {'xx': 1, 'yy': 1}",
         )
     out: dict[str, Values] = {}
     for key, value in operator.items():
@@ -447,29 +487,34 @@ def _checked_operator(operator: Mapping[str, Values], axes: str) -> dict[str, Va
             )
         name = "".join(sorted(key, key=axes.index))
         if name in out:
-            raise ProblemError(f"operator gives {name!r} twice", mend="add the coefficients")
-        if isinstance(value, (list, tuple)):
-            value = np.asarray(value, dtype=float)
-        if not callable(value) and np.ndim(value) == 0:
-            if not np.isfinite(float(value)):
-                raise ProblemError(f"operator[{key!r}] = {value}", expected="a finite number")
-            value = float(value)
-        out[name] = value
+            raise ProblemError(
+                f"operator gives {name!r} twice", expected="every derivative once",
+                mend="add the coefficients",
+            )
+        out[name] = _as_values(f"operator[{key!r}]", value)
     return out
 
 
-def _checked_nodes(nodes: Sequence[Array], box: Mapping[str, tuple[float, float]]) -> tuple[Array, ...]:
-    if len(nodes) != len(box):
-        raise ProblemError(f"nodes has {len(nodes)} axes", expected=f"{len(box)}, as box")
+def _checked_nodes(
+    nodes: Sequence[Array], box: Mapping[str, tuple[float, float]]
+) -> tuple[Array, ...]:
+    if isinstance(nodes, Array) and nodes.ndim == 1 and len(box) == 1:
+        nodes = [nodes]
+    if not isinstance(nodes, Sequence) or len(nodes) != len(box):
+        count = len(nodes) if isinstance(nodes, Sequence) else 0
+        raise ProblemError(
+            f"nodes has {count} axes", expected=f"a list of {len(box)} 1-D arrays, as box"
+        )
     out = []
-    for (axis, (lo, hi)), x in zip(box.items(), nodes, strict=True):
-        x = np.asarray(x, dtype=float)
+    for (axis, (lo, hi)), given in zip(box.items(), nodes, strict=True):
+        x = np.atleast_1d(_as_values(f"nodes of axis {axis!r}", given))
         good = x.ndim == 1 and len(x) >= 2 and np.isfinite(x).all() and (np.diff(x) > 0).all()
         if not good:
             raise ProblemError(f"nodes of axis {axis!r}", expected="a finite increasing 1-D array")
         if not np.allclose([x[0], x[-1]], [lo, hi], rtol=0, atol=1e-9 * (hi - lo)):
             raise ProblemError(
-                f"nodes of axis {axis!r} run from {x[0]} to {x[-1]}", expected=f"{lo} to {hi}, as box"
+                f"nodes of axis {axis!r} run from {x[0]} to {x[-1]}",
+                expected=f"{lo} to {hi}, as box",
             )
         out.append(x)
     return tuple(out)
@@ -490,15 +535,14 @@ def _checked_faces(
     out: dict[str, Values] = {}
     for key, value in boundary.items():
         if not (isinstance(key, str) and key[:1] in tuple(axes) and key[1:] in ("", "-", "+")):
-            raise ProblemError(
-                f"boundary key {key!r}",
-                expected=f"a face: one of {', '.join(a + s for a, s in product(axes, ('-', '+', '')))}",
-            )
-        if isinstance(value, (list, tuple)):
-            value = np.asarray(value, dtype=float)
+            faces = ", ".join(a + s for a, s in product(axes, ("-", "+", "")))
+            raise ProblemError(f"boundary key {key!r}", expected=f"a face: one of {faces}")
+        value = _as_values(f"boundary[{key!r}]", value)
         for sign in (key[1:],) if key[1:] else ("-", "+"):
             if key[0] + sign in out:
-                raise ProblemError(f"boundary gives the face {key[0] + sign!r} twice")
+                raise ProblemError(
+                    f"boundary gives the face {key[0] + sign!r} twice", expected="every face once"
+                )
             out[key[0] + sign] = value
     if not out:
         raise ProblemError("boundary is empty", expected="at least one face")

@@ -1,0 +1,71 @@
+"""Reads a runs folder for the report: whatever is readable is shown, whatever isn't is named.
+
+>>> runs = read_runs(Path("runs"))
+>>> len(runs.results), runs.problems
+(42, ['results.jsonl, line 17: not a whole row; left out'])
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from passband.bench.claims import Verdict
+from passband.bench.prove import ClaimRow
+from passband.bench.results import CLAIMS, RESULTS, R, Result, RowsFile
+from passband.errors import ResultsError
+
+VERDICTS: tuple[str, ...] = get_args(Verdict)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Everything a report is made from.
+
+    results   the newest row of every cell, in order of appearance
+    claims    one row per system and claim: the newest at full scale, else the newest smoke row
+    problems  sentences about what is missing or damaged
+    """
+
+    folder: Path
+    results: list[Result]
+    claims: list[ClaimRow]
+    problems: list[str]
+
+
+def read_runs(folder: str | Path) -> Runs:
+    """Never raises for missing or damaged files: they become entries of `problems`."""
+    folder = Path(folder)
+    problems: list[str] = []
+    if not (folder / RESULTS).exists():
+        problems.append(f"{RESULTS} is missing in {folder}: there is no result to show")
+    cells = {_cell(row): row for row in _rows(folder / RESULTS, Result, problems)}
+    claims: dict[tuple[str, str], ClaimRow] = {}
+    for row in _rows(folder / CLAIMS, ClaimRow, problems):
+        key = (row.system, row.claim)
+        if not (key in claims and claims[key].scale == "full" and row.scale == "smoke"):
+            claims[key] = row
+    return Runs(folder, list(cells.values()), list(claims.values()), problems)
+
+
+def _cell(row: Result) -> str:
+    """What makes two rows the same cell: all that was asked for, nothing that was found.
+
+    Narrower than `key`, which changes with the code: of two states of the code the newer counts.
+    """
+    asked = (row.system, row.preset, row.overrides, row.task, row.task_version, row.size,
+             row.seed, row.budget, row.data)
+    return json.dumps(asked, sort_keys=True, default=str)
+
+
+def _rows(path: Path, kind: type[R], problems: list[str]) -> list[R]:
+    """Readable rows, the oldest first. A file that isn't there has none."""
+    try:
+        rows, damage = RowsFile(path, kind).scan()
+    except ResultsError as error:
+        problems.append(f"{path.name} could not be read: {error.what}")
+        return []
+    problems += [f"{path.name}, line {d.line}: not a whole row; left out" for d in damage]
+    return sorted(rows, key=lambda row: row.when)

@@ -1,0 +1,1 @@
+"""Physics-informed networks: plain, with a weighted boundary, with random Fourier features."""

@@ -1,0 +1,1 @@
+"""PINN with random Fourier features: the class is `passband.pde.baselines.pinn`'s."""

@@ -1,0 +1,1 @@
+"""PINN with a weighted boundary loss: the class is `passband.pde.baselines.pinn`'s."""

@@ -1,0 +1,120 @@
+"""A tiny piece of work for every verb: what to learn from, and what to look at afterwards.
+
+The contract tests know systems by their cards only; all that depends on the kind of work is here.
+A family that brings a new verb adds a `Job` for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from passband import catalog
+from passband.bench.budget import Budget
+from passband.bench.randomness import isolated
+from passband.bench.system import System
+from passband.bench.task import Data
+from passband.catalog import Card
+from passband.data.pde import Problem
+
+
+@dataclass(frozen=True)
+class Job:
+    """One verb's tiny work.
+
+    data     of a card's system, without looking at more than its card
+    output   what the verb gives on fixed input, as one array
+    parts    the same input in several batches of uneven size, joined again; None where the verb
+             has no batches
+    budget   enough to have learned something, little enough for seconds
+    """
+
+    data: Callable[[Card], Data[Any]]
+    output: Callable[[System, Data[Any]], np.ndarray]
+    parts: Callable[[System, Data[Any]], np.ndarray] | None = None
+    budget: Budget = Budget(steps=20)
+
+
+# ---- solve -----------------------------------------------------------------------------------
+
+POINTS = np.linspace(0.0, 1.0, 41)[:, None]
+
+
+def _two_tones(_: Card) -> Data[Problem]:
+    """u'' = f with u = sin(2 pi x) + 0.2 cos(9 x) on [0, 1]."""
+
+    def exact(x: np.ndarray) -> np.ndarray:
+        return np.sin(2 * np.pi * x) + 0.2 * np.cos(9 * x)
+
+    def source(x: np.ndarray) -> np.ndarray:
+        return -((2 * np.pi) ** 2) * np.sin(2 * np.pi * x) - 0.2 * 81 * np.cos(9 * x)
+
+    problem = Problem({"x": (0, 1)}, {"xx": 1.0}, source, exact=exact, name="two tones")
+    return Data(train=problem.blind(), name=problem.name)
+
+
+def _solution(system: Any, _: Data[Any]) -> np.ndarray:
+    return np.asarray(system.solution(POINTS))
+
+
+def _solution_in_parts(system: Any, _: Data[Any]) -> np.ndarray:
+    return np.concatenate([system.solution(p) for p in np.split(POINTS, [1, 8, 25])])
+
+
+# ---- predict: the placeholder of `passband new` ------------------------------------------------
+
+
+def _own_task(card: Card) -> Data[Any]:
+    return catalog.task(card.tasks[0]).data(seed=0, size="smoke")
+
+
+def _predictions(system: Any, data: Data[Any]) -> np.ndarray:
+    return np.asarray(system.predict(data.test.x))
+
+
+def _predictions_in_parts(system: Any, data: Data[Any]) -> np.ndarray:
+    return np.concatenate([system.predict(x) for x in np.split(data.test.x, [1, 50])])
+
+
+JOBS: dict[str, Job] = {
+    "solve": Job(_two_tones, _solution, _solution_in_parts),
+    "predict": Job(_own_task, _predictions, _predictions_in_parts),
+}
+
+
+# ---- what the tests ask for --------------------------------------------------------------------
+
+
+def job_of(card: Card) -> Job:
+    """The job of the card's first verb."""
+    return JOBS[card.verbs[0]]
+
+
+def fit(card: Card, seed: int = 0) -> System:
+    """A system of the preset `smoke` after its job, as the engine would run it."""
+    job = job_of(card)
+    with isolated(seed):
+        system = card.create("smoke", seed=seed)
+        system.fit(job.data(card).for_fit(), job.budget)
+    return system
+
+
+@cache
+def fitted(name: str) -> System:
+    """The same, shared by the tests that only look at it."""
+    return fit(catalog.get(name))
+
+
+def output(card: Card, system: System) -> np.ndarray:
+    job = job_of(card)
+    return job.output(system, job.data(card))
+
+
+def reload_output(name: str, folder: str) -> np.ndarray:
+    """What a saved system gives; called in a process that never fitted it."""
+    card = catalog.get(name)
+    return output(card, card.load().load(folder))
