@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -315,6 +317,32 @@ def test_json_is_all_of_stdout_and_exit_codes_reach_the_shell(tmp_path: Path) ->
     assert "Traceback" not in done.stderr
 
 
+def test_ctrl_c_leaves_a_checkpoint_and_one_line(tmp_path: Path) -> None:
+    code = (  # a test runner in the background ignores SIGINT, and its children inherit that
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from passband.cli import main; main()"
+    )
+    arguments = ["train", "pinn", "--task", "poisson1d-mix", "--budget", "1000ksteps"]
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )
+    try:
+        while running.poll() is None and not list(tmp_path.glob("runs/cells/*/curves.jsonl")):
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        out, complaint = running.communicate(timeout=120)
+    finally:
+        running.kill()
+    assert running.returncode == 130, complaint
+    assert out == ""
+    assert complaint.strip() == (
+        f"interrupted; resume with: passband {' '.join(arguments)} --resume"
+    )
+    assert list(tmp_path.glob("runs/cells/*/checkpoint"))
+    assert not (tmp_path / "runs" / "results.jsonl").exists()
+
+
 def test_doctor_finds_what_is_broken(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -324,6 +352,19 @@ def test_doctor_finds_what_is_broken(tmp_path: Path) -> None:
     assert found["cache"]["state"] == "broken"
     assert "PASSBAND_CACHE" in found["cache"]["mend"]
     assert found["torch"]["state"] == "ok"
+
+
+def test_doctor_names_absent_extras_and_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    from passband.cli import doctor
+
+    lines = ["numpy>=1.26", 'no-such-package>=2; extra == "heavy"', "ray>=2; extra == 'ray'",
+             "other-absent-one[x]>=1; python_version > '3'"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: lines)
+    found = {f.name: f for f in [*doctor.core(), *doctor.extras()]}
+    assert found["numpy"].state == "ok"
+    assert found["extra heavy"].state == "absent"
+    assert found["extra heavy"].mend == "pip install 'passband[heavy]'"
+    assert found["other-absent-one"].state == "broken"
 
 
 def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,6 +390,27 @@ def test_settings_are_json_or_text() -> None:
     for wrong in ("a", "=1", ""):
         with pytest.raises(ConfigError):
             parse_settings([wrong])
+
+
+def test_types_and_ranges_of_fields_are_said_in_words() -> None:
+    from typing import Literal
+
+    from pydantic import Field
+
+    from passband.bench.system import Config
+    from passband.cli.facts import _field
+
+    class Several(Config):
+        rank: int = Field(8, ge=1, lt=64, description="rank")
+        rate: float | None = Field(None, gt=0, description="rate", json_schema_extra={"unit": "Hz"})
+        mode: Literal["fast", "paper"] = Field("fast", description="mode")
+        needed: str = Field(description="needed")
+
+    rank, rate, mode, needed = (_field(*item) for item in Several.model_fields.items())
+    assert (rank["type"], rank["default"], rank["range"]) == ("int", 8, "[1, 64)")
+    assert (rate["type"], rate["unit"], rate["range"]) == ("float | None", "Hz", "(0, inf)")
+    assert mode["type"] == "'fast' | 'paper'"
+    assert needed["default"] == "required"
 
 
 def test_plain_values_are_strict_json() -> None:

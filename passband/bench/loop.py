@@ -281,6 +281,8 @@ class _Loop:
                     interrupts.leave(signal)
             if self.saved_steps != self.meter.steps:
                 self.save()
+            if interrupts.received:  # after the last step
+                interrupts.leave(interrupts.received)
         return self._finish()
 
     def _fraction(self) -> float:
@@ -332,12 +334,11 @@ class _Loop:
             group["max_eval"] = int(min(limit, rest))
             first: dict[str, Any] = {}
 
-            def closure() -> Tensor:
+            def closure() -> float:
                 loss = gradient()
                 if not first:  # what is logged belongs to the point the step starts from
                     first.update(values)
-                total: Tensor = self.accelerator.reduce(loss, "mean")
-                return total
+                return float(self._mean(loss))
 
             optimizer.step(closure)
             values = first
@@ -554,6 +555,11 @@ def _check(
             "L-BFGS together with a custom step, clip or fp16",
             expected="the default step, clip=None and precision 'no' or 'bf16'",
             mend="its line search needs the true gradient; or take another optimizer",
+        )
+    if not custom and set(optimizers) != {""}:
+        raise ConfigError(
+            f"optimizers {sorted(optimizers)} with the default step", expected="a single one",
+            mend="give a custom step that says which loss is whose",
         )
     if custom and config.accumulate > 1:
         raise ConfigError(

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from passband.catalog import ROOT
 from passband.errors import PassbandError
 
-State = Literal["ok", "missing", "broken"]  # missing: optional; broken: essential
+State = Literal["ok", "absent", "warning", "broken"]  # only what is broken is essential
 SMALL_DISK = 2 * 1024**3  # bytes; below this a cache of generated data may not fit
 
 
@@ -51,12 +53,16 @@ def python() -> Iterator[Finding]:
 
 
 def core() -> Iterator[Finding]:
-    """What every system needs, from the requirements that the installed package declares."""
-    for name in ("numpy", "scipy", "accelerate", "safetensors", "pydantic", "joblib", "psutil"):
-        if importlib.util.find_spec(name) is None:
-            yield Finding(name, "broken", "not installed", f"pip install {name}")
+    """What every system needs; torch has a check of its own."""
+    for extra, requirement in _requirements():
+        name = _name(requirement)
+        if extra or name == "torch":
+            continue
+        found = _version(name)
+        if found:
+            yield Finding(name, "ok", found)
         else:
-            yield Finding(name, "ok", metadata.version(name))
+            yield Finding(name, "broken", "not installed", f"pip install '{requirement}'")
 
 
 def torch() -> Iterator[Finding]:
@@ -74,42 +80,49 @@ def torch() -> Iterator[Finding]:
 def extras() -> Iterator[Finding]:
     """Each extra of the package: present when all of its own requirements are."""
     needed: dict[str, list[str]] = {}
-    for extra, requirement in _extra_requirements():
-        needed.setdefault(extra, []).append(requirement)
-    for extra, requirements in sorted(needed.items()):
-        absent = [name for name in requirements if not _installed(name)]
+    for extra, requirement in _requirements():
+        if extra:
+            needed.setdefault(extra, []).append(_name(requirement))
+    for extra, names in sorted(needed.items()):
+        absent = [name for name in names if not _version(name)]
         if absent:
             mend = f"pip install 'passband[{extra}]'"
-            yield Finding(f"extra {extra}", "missing", f"without {', '.join(absent)}", mend)
+            yield Finding(f"extra {extra}", "absent", f"without {', '.join(absent)}", mend)
         else:
-            yield Finding(f"extra {extra}", "ok", ", ".join(requirements))
+            yield Finding(f"extra {extra}", "ok", ", ".join(names))
 
 
-def _extra_requirements() -> Iterator[tuple[str, str]]:
+def _requirements() -> Iterator[tuple[str, str]]:
+    """(extra, requirement) of the installed package; the extra is empty for the core."""
     try:
         lines = metadata.requires("passband") or []
     except metadata.PackageNotFoundError:  # run from a checkout that was never installed
         import tomllib
 
-        path = Path(__file__).parents[2] / "pyproject.toml"
-        optional = tomllib.loads(path.read_text())["project"]["optional-dependencies"]
-        lines = [f'{line}; extra == "{name}"' for name, group in optional.items() for line in group]
+        project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+        lines = list(project["dependencies"])
+        for extra, group in project["optional-dependencies"].items():
+            lines += [f'{line}; extra == "{extra}"' for line in group]
     for line in lines:
         requirement, _, marker = line.partition(";")
-        if "extra ==" in marker:
-            extra = marker.split("extra ==")[1].strip().strip("\"')")
-            yield extra, requirement.strip()
+        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)", marker)
+        yield (extra.group(1) if extra else ""), requirement.strip()
 
 
-def _installed(requirement: str) -> bool:
-    name = requirement.split("[")[0]
-    for mark in "<>=!~ ":
-        name = name.split(mark)[0]
+def _name(requirement: str) -> str:
+    """
+    >>> _name("numpy>=1.26"), _name("coverage[toml] ~= 7")
+    ('numpy', 'coverage')
+    """
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+
+
+def _version(name: str) -> str:
+    """The installed version; empty when there is none."""
     try:
-        metadata.version(name)
+        return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return False
-    return True
+        return ""
 
 
 def cache_folder() -> Path:
@@ -134,7 +147,7 @@ def cache() -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     detail = f"{free / 1024**3:.1f} GB free at {folder}"
     if free < SMALL_DISK:
-        yield Finding("disk", "missing", detail, "free some space, or set PASSBAND_CACHE elsewhere")
+        yield Finding("disk", "warning", detail, "free some space, or set PASSBAND_CACHE elsewhere")
     else:
         yield Finding("disk", "ok", detail)
 
@@ -150,13 +163,13 @@ def pictures() -> Iterator[Finding]:
     figure.text(0.5, 0.5, "a")
     figure.savefig(io.BytesIO(), format="png")
     font = Path(findfont(FontProperties())).name
-    yield Finding("matplotlib", "ok", f"{metadata.version('matplotlib')}; font {font}")
+    yield Finding("pictures", "ok", f"drawn without a display, font {font}")
 
 
 def git() -> Iterator[Finding]:
     """Results carry the state of the code; without git they carry its hash only."""
     if shutil.which("git") is None:
-        yield Finding("git", "missing", "not found", "install git: results name their commit")
+        yield Finding("git", "absent", "not found", "install git: results name their commit")
         return
     done = subprocess.run(["git", "--version"], capture_output=True, text=True, check=True)
     yield Finding("git", "ok", done.stdout.strip())
@@ -178,7 +191,7 @@ def catalog() -> Iterator[Finding]:
             bad += 1
             absent = [f"pip install 'passband[{extra}]'" for extra in card.extras]
             # A card that names an extra may lack it: that is the user's choice, not a fault.
-            yield Finding(card.id, "missing" if absent else "broken", str(error), "; ".join(absent))
+            yield Finding(card.id, "absent" if absent else "broken", str(error), "; ".join(absent))
     if not bad:
         yield Finding("cards", "ok", "all import")
 

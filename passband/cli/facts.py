@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from passband import api, catalog
 from passband.cli.verdicts import verdicts
@@ -39,10 +39,12 @@ def _shown(value: Any) -> Any:
 
 def _type_name(annotation: Any) -> str:
     """
-    >>> _type_name(int), _type_name(int | None)
-    ('int', 'int | None')
+    >>> _type_name(int), _type_name(float | None), _type_name(Literal["fast", "paper"])
+    ('int', 'float | None', "'fast' | 'paper'")
     """
-    if isinstance(annotation, type) and not getattr(annotation, "__args__", ()):
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(repr, get_args(annotation)))
+    if isinstance(annotation, type) and not get_args(annotation):
         return annotation.__name__
     return str(annotation).replace("typing.", "").replace("NoneType", "None")
 

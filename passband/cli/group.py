@@ -71,13 +71,14 @@ def interrupted(given: Sequence[str]) -> str:
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any
+    message: Warning | str, category: type[Warning], filename: str, lineno: int,
+    file: Any = None, line: str | None = None,
 ) -> None:
     """Ours are for the user and need no source line; others keep theirs."""
     if issubclass(category, PassbandWarning):
         complain(f"warning: {message}", style="yellow")
     else:
-        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _report(error: PassbandError, as_json: bool) -> None:

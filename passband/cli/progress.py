@@ -22,7 +22,7 @@ class Bar:
 
     def progress(self, fraction: float, text: str = "") -> None:
         if self._drawn is not None and self._task is not None:
-            more = {"text": text} if text else {}
+            more: dict[str, Any] = {"text": text} if text else {}
             self._drawn.update(self._task, completed=min(1.0, max(0.0, fraction)), **more)
 
     def log(self, step: int, seconds: float, **values: float) -> None:

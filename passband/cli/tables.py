@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 STYLES = {
     "holds": "green", "fails": "bold red", "inconclusive": "yellow", "not shown": "dim",
-    "ok": "green", "missing": "yellow", "broken": "bold red",
+    "ok": "green", "absent": "dim", "warning": "yellow", "broken": "bold red",
 }
 
 
@@ -109,7 +109,7 @@ def show_result(result: Result, runs: Any) -> None:
     say(f"{result.system} on {result.task}, seed {result.seed}", style="bold")
     if result.error:
         say(f"  failed: {result.error}", style="bold red")
-    rows = [(name, value) for name, value in result.metrics.items()]
+    rows: list[tuple[str, Any]] = list(result.metrics.items())
     rows += [(f"seconds, {name}", value) for name, value in result.seconds.items()]
     rows += [
         ("parameters", result.parameters),

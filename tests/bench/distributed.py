@@ -31,6 +31,16 @@ def main(out: Path) -> None:
             streams=streams, checkpoints=out.with_name(f"{out.name}-{optimizer}"),
         )
         found[optimizer] = [row["loss"] for row in outcome.rows]
+    with streams.initialising():
+        module = nn.Linear(2, 1).double()
+
+    def step(stage, batch):
+        return {"loss": stage.update(stage.module(batch).square().mean())}
+
+    found["custom"] = [row["loss"] for row in train(
+        module, None, x, Budget(steps=10), LoopConfig(batch_size=10, log_every=1, clip=0.1),
+        streams=streams, step=step,
+    ).rows]
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     out.with_suffix(f".{rank}.json").write_text(json.dumps(found))
 

@@ -267,6 +267,8 @@ def test_nan_loss_says_what_to_do():
         ({"config": {"select": "lowest error"}}, ConfigError, "without validation"),
         ({"config": {"optimizer": "lbfgs", "clip": 1.0}}, ConfigError, "L-BFGS"),
         ({"config": {"batch_size": 2, "accumulate": 3}}, ConfigError, "micro-batches"),
+        ({"optimizer": {"a": torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)}}, ConfigError,
+         "default step"),
         ({"data": []}, DataError, "empty"),
         ({"data": iter(())}, DataError, "no batch"),
         ({"data": 5}, DataError, "int"),

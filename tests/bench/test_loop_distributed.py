@@ -42,5 +42,6 @@ def test_two_processes_equal_one(tmp_path):
     one, first, second = read("one.0.json"), read("two.0.json"), read("two.1.json")
     assert first == second  # losses are means over both processes
     assert first["adamw"] == pytest.approx(one["adamw"], rel=1e-9)
+    assert first["custom"] == pytest.approx(one["custom"], rel=1e-9)
     assert first["lbfgs"] == pytest.approx(one["lbfgs"], rel=1e-6)
     assert (tmp_path / "two-adamw" / "facts.json").exists()

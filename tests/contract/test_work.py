@@ -60,8 +60,9 @@ def test_batches_change_nothing(card: Card) -> None:
         pytest.skip("this verb has no batches")
     system, data = fitted(card.id), job.data(card)
     whole = job.output(system, data)
-    # Equal up to the order of sums: a matrix product takes another path for another shape.
-    atol = 1000 * precision(system) * np.abs(whole).max()
+    # A matrix product sums in another order for another shape, and large weights of opposite sign
+    # enlarge that: half of the digits are asked for. What depends on its batch misses them by far.
+    atol = precision(system) ** 0.5 * np.abs(whole).max()
     np.testing.assert_allclose(job.parts(system, data), whole, rtol=0, atol=atol)
 
 

@@ -24,8 +24,8 @@ torch.Size([20])
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,22 +35,9 @@ from torch import Tensor, nn
 from passband.data.pde import Problem
 from passband.errors import DataError, PassbandWarning
 from passband.parts.kernels import KERNELS, MixtureKernel, Theta
+from passband.parts.toeplitz_torch import multiply, solve
 
 JITTER_LIMIT = 1e-3
-
-
-def toeplitz(lags: Tensor, antisymmetric: bool = False) -> Tensor:
-    """[M] values at lags 0, h, 2h... -> [M, M]; an antisymmetric one for first derivatives."""
-    n = len(lags)
-    mirrored = -lags[1:] if antisymmetric else lags[1:]
-    both = torch.cat([mirrored.flip(0), lags])  # lag of row i, column j: i - j
-    # Row i reads both[n - 1 + i - j]: windows of the reversed row, a strided view, no gather.
-    return both.flip(0).unfold(0, n, 1).flip(0)
-
-
-def along(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
-    """A matrix [m, n] applied along one axis of [..., n, ...]."""
-    return torch.movedim(torch.tensordot(matrix, tensor, dims=([1], [axis])), 0, axis)
 
 
 class Prior(nn.Module):
@@ -66,20 +53,66 @@ class Prior(nn.Module):
         return Theta(*self.thetas[axis])
 
 
-@dataclass
-class Whitened:
-    """What one evaluation needs of an axis: K, K', K'' and the Cholesky factor of C."""
+class Field:
+    """One evaluation of a prior on its grid: every operation is Toeplitz along one axis."""
 
-    value: Tensor
-    first: Tensor
-    second: Tensor
-    factor: Tensor
+    def __init__(
+        self, prior: Prior, thetas: Sequence[Theta], lags: Sequence[Tensor], jitter: float
+    ) -> None:
+        self.u = prior.u
+        self.tables = [
+            prior.kernel.tables(z, theta) for z, theta in zip(lags, thetas, strict=True)
+        ]
+        self.columns = []  # of C_j = K_j + jitter I
+        for k, _, _ in self.tables:
+            corner = torch.zeros_like(k)
+            corner[0] = jitter
+            self.columns.append(k + corner)
+        # C_j^-1 U along each axis by itself, and log|C_j|.
+        solved = [self.solve(self.u, j) for j in range(len(self.columns))]
+        self.solved = [x for x, _ in solved]
+        self.log_dets = [log_det for _, log_det in solved]
 
-    def solve(self, tensor: Tensor, axis: int) -> Tensor:
-        """C^-1 along one axis."""
+    def solve(self, tensor: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        """C^-1 along one axis, and log|C|."""
         moved = torch.movedim(tensor, axis, 0)
-        flat = torch.cholesky_solve(moved.reshape(len(moved), -1), self.factor)
+        flat, log_det = solve(self.columns[axis], moved.reshape(len(moved), -1))
+        return torch.movedim(flat.reshape(moved.shape), 0, axis), log_det
+
+    def multiply(self, tensor: Tensor, axis: int, order: int) -> Tensor:
+        """K, K' or K'' along one axis."""
+        moved = torch.movedim(tensor, axis, 0)
+        lags = self.tables[axis][order]
+        flat = multiply(lags, moved.reshape(len(moved), -1), antisymmetric=order == 1)
         return torch.movedim(flat.reshape(moved.shape), 0, axis)
+
+    @property
+    def alpha(self) -> Tensor:
+        """C^-1 U along all axes."""
+        out = self.solved[0]
+        for j in range(1, len(self.columns)):
+            out, _ = self.solve(out, j)
+        return out
+
+    def log_prior(self) -> Tensor:
+        """log N(U | 0, C_1 (x) ... (x) C_d) without the constant."""
+        total = self.u.numel()
+        log_det = sum(total / len(c) * d for c, d in zip(self.columns, self.log_dets, strict=True))
+        # U' C^-1 U splits between the axes: <C_1^-1 U, C_2^-1 ... C_d^-1 U>.
+        rest = self.u if len(self.columns) == 1 else self.solved[1]
+        for j in range(2, len(self.columns)):
+            rest, _ = self.solve(rest, j)
+        return -0.5 * log_det - 0.5 * (self.solved[0] * rest).sum()
+
+    def derivative(self, key: str, axes: str) -> Tensor:
+        """A derivative of the conditional mean at the grid points."""
+        if not key:
+            return self.u
+        i, j = axes.index(key[0]), axes.index(key[-1])
+        if len(key) == 2 and i != j:
+            inner = self.multiply(self.solved[i], i, 1)
+            return self.multiply(self.solve(inner, j)[0], j, 1)
+        return self.multiply(self.solved[i], i, len(key))
 
 
 class GridGP(nn.Module):
@@ -126,8 +159,10 @@ class GridGP(nn.Module):
                 for theta in self.prior.thetas:
                     theta[0].exp_()
         self.log_t = nn.Parameter(torch.zeros(2, dtype=torch.float64))
-        self.base = torch.zeros(discrete.shape, dtype=torch.float64)  # a frozen first GP's values
-        self.base_field: Prior | None = None
+        # A first GP that was frozen: itself, its values, and L of its mean.
+        self.frozen: list[tuple[str, list[Theta], Tensor]] = []
+        self.base = torch.zeros(discrete.shape, dtype=torch.float64)
+        self.base_part = torch.zeros_like(self.base)
 
     @property
     def u(self) -> nn.Parameter:
@@ -146,120 +181,75 @@ class GridGP(nn.Module):
         The paper's way out of two hard cases: t1 is kept, t2 starts again at 1.
         """
         with torch.no_grad():
+            self.frozen.append(self._learned())
+            self.base_part = self.base_part + self._apply(self.evaluate())
             self.base = self.base + self.prior.u
-        self.base_field = self.prior
         self.linear_weights = False
         one = [Theta.linspace(1, 0.0) for _ in self.nodes]
         self.prior = Prior(KERNELS["matern"], one, self.base.shape)
-        self.log_t = nn.Parameter(torch.stack([self.log_t.detach()[0], torch.zeros(()).double()]))
+        self.log_t = nn.Parameter(self.log_t.detach() * torch.tensor([1.0, 0.0]).double())
 
     # ---- the objective -------------------------------------------------------------------
 
     def log_joint(self) -> Tensor:
         """The log joint probability (without constants in 2 pi), a scalar to maximise."""
-        axes = self._whiten(self.prior, self.theta)
-        total = self.u.numel()
-        log_det = sum(
-            (total / len(a.factor)) * 2 * a.factor.diagonal().log().sum() for a in axes
-        )
-        alpha = self.u
-        for j, a in enumerate(axes):
-            alpha = a.solve(alpha, j)
-        log_prior = -0.5 * log_det - 0.5 * (self.u * alpha).sum()
-        count, gap = self.boundary_gap(axes, alpha)
-        residual = self.residual(axes)[self.rows]
+        field = self.evaluate()
+        count, gap = self.boundary_gap(field)
+        residual = self.residual(field)[self.rows]
         t1, t2 = self.log_t[0], self.log_t[1]
         on_faces = 0.5 * count * t1 - 0.5 * t1.exp() * gap
         on_grid = 0.5 * residual.numel() * t2 - 0.5 * t2.exp() * residual.square().sum()
-        return log_prior + self.boundary_weight * on_faces + on_grid
+        return field.log_prior() + self.boundary_weight * on_faces + on_grid
 
-    def boundary_gap(self, axes: list[Whitened], alpha: Tensor) -> tuple[int, Tensor]:
+    def evaluate(self) -> Field:
+        """The field at the current parameters; the jitter grows by 10 where C is indefinite."""
+        thetas = [self.theta(j) for j in range(len(self.lags))]
+        while True:
+            try:
+                return Field(self.prior, thetas, self.lags, self.jitter)
+            except (np.linalg.LinAlgError, ValueError) as error:
+                finite = all(bool(torch.isfinite(p).all()) for theta in thetas for p in theta)
+                if not finite or self.jitter * 10 > JITTER_LIMIT:
+                    raise DataError(
+                        f"the kernel matrix is not positive definite at jitter {self.jitter:g}",
+                        expected=f"a factor at a jitter of at most {JITTER_LIMIT:g}",
+                        mend="lower the learning rate, or use mode='fast'",
+                    ) from error
+                self.jitter *= 10
+                self.warn(f"Cholesky failed: the jitter was raised to {self.jitter:g}")
+
+    def boundary_gap(self, field: Field) -> tuple[int, Tensor]:
         """Number of face values and the sum of their squared gaps."""
-        u = self.u
+        u: Tensor = self.u
         if self.boundary == "mean":
-            u = alpha
-            for j, a in enumerate(axes):
-                u = along(a.value, u, j)
+            u = field.alpha
+            for j in range(len(self.lags)):
+                u = field.multiply(u, j, 0)
         u = u + self.base
         gaps = [u.select(axis, end) - g for axis, end, g in self.faces]
         return sum(g.numel() for g in gaps), torch.stack([g.square().sum() for g in gaps]).sum()
 
-    def residual(self, axes: list[Whitened] | None = None) -> Tensor:
+    def residual(self, field: Field) -> Tensor:
         """L u + N(u) - f at the grid points [M1, ..., Md]."""
-        axes = axes or self._whiten(self.prior, self.theta)
-        out = self._apply(axes, self.u) - self.source
-        if self.base_field is not None:
-            out = out + self._frozen_part()
+        out = self._apply(field) + self.base_part - self.source
         if self.problem.nonlinear:
             out = out + self.problem.nonlinear[0](self.u + self.base)  # type: ignore[operator]
         return out
 
+    def _apply(self, field: Field) -> Tensor:
+        axes = self.problem.axes
+        return torch.stack([c * field.derivative(key, axes) for key, c in self.terms.items()]).sum(0)
+
     def best_log_t(self) -> Tensor:
         """log t1, log t2 that maximise the objective for everything else fixed: log(count / gap)."""
-        axes = self._whiten(self.prior, self.theta)
-        alpha: Tensor = self.u
-        for j, a in enumerate(axes):
-            alpha = a.solve(alpha, j)
-        count, gap = self.boundary_gap(axes, alpha)
-        residual = self.residual(axes)[self.rows]
+        field = self.evaluate()
+        count, gap = self.boundary_gap(field)
+        residual = self.residual(field)[self.rows]
         tiny = torch.finfo(torch.float64).tiny
         gaps = torch.stack([gap, residual.square().sum()]).clamp_min(tiny)
         return torch.log(torch.tensor([count, residual.numel()]).double() / gaps)
 
-    def _frozen_part(self) -> Tensor:
-        if not hasattr(self, "_frozen"):
-            assert self.base_field is not None
-            with torch.no_grad():
-                axes = self._whiten(self.base_field, self.base_field.theta)
-                self._frozen = self._apply(axes, self.base_field.u)
-        return self._frozen
-
-    def _apply(self, axes: list[Whitened], u: Tensor) -> Tensor:
-        total = torch.zeros_like(u)
-        solved: dict[int, Tensor] = {}
-        for key, coefficient in self.terms.items():
-            if len(key) == 2 and key[0] != key[1]:
-                i, j = (self.problem.axes.index(c) for c in key)
-                value = along(axes[i].first, axes[i].solve(u, i), i)
-                value = along(axes[j].first, axes[j].solve(value, j), j)
-            elif key:
-                j = self.problem.axes.index(key[0])
-                if j not in solved:
-                    solved[j] = axes[j].solve(u, j)
-                value = along(axes[j].second if len(key) == 2 else axes[j].first, solved[j], j)
-            else:
-                value = u
-            total = total + coefficient * value
-        return total
-
-    def _whiten(self, prior: Prior, theta_of: Any) -> list[Whitened]:
-        out = []
-        for axis, lags in enumerate(self.lags):
-            k, k1, k2 = prior.kernel.tables(lags, theta_of(axis))
-            value = toeplitz(k)
-            factor = self._cholesky(value)
-            out.append(Whitened(value, toeplitz(k1, antisymmetric=True), toeplitz(k2), factor))
-        return out
-
-    def _cholesky(self, value: Tensor) -> Tensor:
-        """Factor of K + jitter I; the jitter grows by 10 where rounding makes it indefinite."""
-        identity = torch.eye(len(value), dtype=value.dtype)
-        while True:
-            factor, failed = torch.linalg.cholesky_ex(value + self.jitter * identity)
-            if not failed:
-                return factor
-            if not torch.isfinite(value).all() or self.jitter * 10 > JITTER_LIMIT:
-                raise DataError(
-                    f"the kernel matrix is not positive definite at jitter {self.jitter:g}",
-                    expected=f"a factor at a jitter of at most {JITTER_LIMIT:g}",
-                    mend="lower the learning rate, or use mode='fast'",
-                )
-            self.jitter *= 10
-            self.warn(f"Cholesky failed: the jitter was raised to {self.jitter:g}")
-
     def warn(self, text: str) -> None:
-        import warnings
-
         self.warnings.append(text)
         warnings.warn(text, PassbandWarning, stacklevel=2)
 
@@ -267,19 +257,11 @@ class GridGP(nn.Module):
 
     def fields(self) -> list[tuple[str, list[Theta], Tensor]]:
         """(kernel name, theta per axis, alpha = C^-1 U) of each GP; u is the sum of K alpha."""
-        out = []
-        for prior, theta_of in (
-            (self.base_field, self.base_field.theta if self.base_field else None),
-            (self.prior, self.theta),
-        ):
-            if prior is None:
-                continue
-            with torch.no_grad():
-                axes = self._whiten(prior, theta_of)
-                alpha = prior.u
-                for j, a in enumerate(axes):
-                    alpha = a.solve(alpha, j)
-                name = next(n for n, k in KERNELS.items() if k is prior.kernel)
-                thetas = [Theta(*(p.clone() for p in theta_of(j))) for j in range(len(axes))]
-                out.append((name, thetas, alpha.clone()))
-        return out
+        return [*self.frozen, self._learned()]
+
+    def _learned(self) -> tuple[str, list[Theta], Tensor]:
+        with torch.no_grad():
+            alpha = self.evaluate().alpha.clone()
+            thetas = [Theta(*(p.clone() for p in self.theta(j))) for j in range(len(self.lags))]
+        name = next(n for n, k in KERNELS.items() if k is self.prior.kernel)
+        return name, thetas, alpha
