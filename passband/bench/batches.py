@@ -10,7 +10,7 @@ of a step depends on the seed alone, not on processes, accumulation or where a r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, islice
 from typing import Any, Protocol
@@ -33,7 +33,7 @@ class Source(Protocol):
 
     examples: int  # of one step over all processes; 0 when there are no examples to count
 
-    def steps(self, start: int) -> Iterator[list[Micro]]:
+    def steps(self, start: int) -> Generator[list[Micro], None, None]:
         """Micro-batches of this process, one list a step, from iteration `start` on."""
 
 
@@ -66,7 +66,7 @@ class Examples:
         self.parts, self.process, self.processes, self.workers = parts, process, processes, workers
         self.keyed = _Keyed(data, stream, shuffle, collate or default_collate)
 
-    def steps(self, start: int) -> Iterator[list[Micro]]:
+    def steps(self, start: int) -> Generator[list[Micro], None, None]:
         loader = DataLoader(
             self.keyed, batch_sampler=_Numbers(self, start), num_workers=self.workers,
             collate_fn=_as_it_is, worker_init_fn=leave_to_parent,
@@ -159,7 +159,7 @@ class Flow:
         self.data, self.parts, self.process, self.processes = data, parts, process, processes
         self.examples = 0
 
-    def steps(self, start: int) -> Iterator[list[Micro]]:
+    def steps(self, start: int) -> Generator[list[Micro], None, None]:
         each = self.parts * self.processes
         batches = islice(self._endless(), start * each, None)
         mine = slice(self.process * self.parts, (self.process + 1) * self.parts)
@@ -192,7 +192,7 @@ class SelfMade:
     def __init__(self, generator: torch.Generator, parts: int = 1) -> None:
         self.generator, self.parts = generator, parts
 
-    def steps(self, start: int) -> Iterator[list[Micro]]:
+    def steps(self, start: int) -> Generator[list[Micro], None, None]:
         while True:
             yield [(self.generator, 1 / self.parts)] * self.parts
 

@@ -22,14 +22,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
-from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -41,6 +39,7 @@ from passband.bench.ema import Average, clone, copy_into, swapped
 from passband.bench.interrupts import Interrupts
 from passband.bench.journal import Journal, Row
 from passband.bench.loop_config import LoopConfig
+from passband.bench.loop_setup import check, hint, is_lbfgs, learned, open_accelerator
 from passband.bench.optim import build_optimizer
 from passband.bench.schedule import crossed, spent
 from passband.bench.streams import Streams
@@ -127,7 +126,7 @@ def train(
         raise ConfigError("train got both or neither of loss and step", expected="one of them")
     if isinstance(optimizer, Optimizer) or optimizer is None:
         optimizer = {"": optimizer or build_optimizer(module.parameters(), config)}
-    _check(config, optimizer, validate, custom=step is not None)
+    check(config, optimizer, validated=validate is not None, custom=step is not None)
     folder = checkpoints
     if folder is None and system is not None and system.checkpoints is not None:
         folder = system.checkpoints / "loop"
@@ -207,7 +206,7 @@ class _Loop:
     ) -> None:
         self.budget, self.config, self.system = budget, config, system
         self.monitor = monitor or NullMonitor()
-        self.accelerator = _accelerator(config.precision)
+        self.accelerator = open_accelerator(config.precision)
         self.main: bool = self.accelerator.is_main_process
         self.streams = streams.for_process(self.accelerator.process_index)
         self.module = module.to(self.accelerator.device)
@@ -220,7 +219,7 @@ class _Loop:
         }
         self.objective = self.accelerator.prepare(_Objective(module, loss)) if loss else None
         self.user_step = step
-        self.tensors = _learned(module, optimizers)
+        self.tensors = learned(module, optimizers)
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
@@ -230,7 +229,7 @@ class _Loop:
             Average(self.tensors, config.ema, warmup=config.ema_warmup) if config.ema else None
         )
         self.best: dict[str, Any] | None = None
-        self.journal = Journal(self.monitor if self.main else None, self._mean, _hint(config))
+        self.journal = Journal(self.monitor if self.main else None, self._mean, hint(config))
         self.stopped = ""
         self.seconds = 0.0  # spent of the budget, agreed on by all processes
         self.looked = 0.0  # seconds in `monitor.test_error`, which are not the run's
@@ -249,8 +248,8 @@ class _Loop:
         self.module.train()
         if not self.iteration:
             self._look()
-        with Interrupts() as interrupts:
-            batches = source.steps(self.iteration)
+        # Closed on every way out, so that reader processes end with the run.
+        with Interrupts() as interrupts, closing(source.steps(self.iteration)) as batches:
             fraction = self._fraction()
             while not self.stopped:
                 before, done = fraction, self.meter.steps
@@ -327,7 +326,7 @@ class _Loop:
             total: Tensor = values["loss"]
             return total
 
-        if _is_lbfgs(self.raw[""]):
+        if is_lbfgs(self.raw[""]):
             group = self.raw[""].param_groups[0]
             limit = self.config.lbfgs_iterations * 5 // 4 + 1
             rest = (self.budget.steps or math.inf) - self.meter.steps
@@ -539,89 +538,6 @@ class _Loop:
             self.budget, meter["steps"], meter["examples"], earlier=self.seconds + self.looked
         )
         self.saved_steps, self.saved_seconds = self.meter.steps, self.seconds
-
-
-# ---- small things ------------------------------------------------------------------------------
-
-
-def _check(
-    config: LoopConfig, optimizers: Mapping[str, Optimizer], validate: Validate | None, *,
-    custom: bool,
-) -> None:
-    """Refuse what can't work before any long work starts."""
-    line_search = any(_is_lbfgs(o) for o in optimizers.values())
-    if line_search and (custom or config.clip is not None or config.precision == "fp16"):
-        raise ConfigError(
-            "L-BFGS together with a custom step, clip or fp16",
-            expected="the default step, clip=None and precision 'no' or 'bf16'",
-            mend="its line search needs the true gradient; or take another optimizer",
-        )
-    if not custom and set(optimizers) != {""}:
-        raise ConfigError(
-            f"optimizers {sorted(optimizers)} with the default step", expected="a single one",
-            mend="give a custom step that says which loss is whose",
-        )
-    if custom and config.accumulate > 1:
-        raise ConfigError(
-            f"accumulate = {config.accumulate} with a custom step", expected="1",
-            mend="lower batch_size instead",
-        )
-    if config.select != "last" and validate is None:
-        raise ConfigError(
-            f"select = {config.select!r} without validation", expected="a validate function",
-            mend="give validation data, or select='last'",
-        )
-
-
-def _hint(config: LoopConfig) -> str:
-    """What helps against a loss that is not finite."""
-    overflow = "; precision='no' rules out overflow" if config.precision != "no" else ""
-    return (
-        f"lower lr (now {config.lr:g}), set clip (now {config.clip}), add warmup, or look for NaN "
-        f"in the data{overflow}"
-    )
-
-
-def _is_lbfgs(optimizer: Optimizer) -> bool:
-    return isinstance(optimizer, torch.optim.LBFGS)
-
-
-def _accelerator(precision: str) -> Accelerator:
-    # Accelerate keeps one precision a process; runs of one process may differ in it.
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()
-    try:
-        accelerator = Accelerator(
-            mixed_precision=precision,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
-    except ValueError as error:
-        raise ConfigError(
-            f"precision = {precision!r} can't be had here: {error}", expected="'no' or 'bf16'",
-            mend="set precision='no'",
-        ) from None
-    kinds = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-    if accelerator.distributed_type in kinds:
-        raise ConfigError(
-            f"started under {accelerator.distributed_type.value}",
-            expected="one process, or several with plain data parallelism",
-            mend="accelerate launch --multi_gpu ...",
-        )
-    return accelerator
-
-
-def _learned(module: nn.Module, optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
-    """What training changes, by name: parameters that an optimiser holds, and all buffers."""
-    held = {id(p) for o in optimizers.values() for g in o.param_groups for p in g["params"]}
-    learned: dict[str, Tensor] = {n: p for n, p in module.named_parameters() if id(p) in held}
-    missing = len(held) - len(learned)
-    if missing or not held:
-        raise ConfigError(
-            f"the optimiser holds {missing} parameters that the module lacks" if missing
-            else "nothing to train: no parameter requires a gradient",
-            expected="parameters of the module, at least one",
-        )
-    return {**learned, **dict(module.named_buffers())}
 
 
 @contextmanager

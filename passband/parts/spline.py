@@ -1,4 +1,4 @@
-"""Cubic splines on tensor grids: values at the nodes to values anywhere in the box, O(h^4).
+"""Splines on tensor grids: values at the nodes to values anywhere in the box, O(h^(degree + 1)).
 
 >>> import numpy as np
 >>> x = np.linspace(0, 1, 9)
@@ -20,23 +20,26 @@ from scipy.interpolate import NdBSpline, make_interp_spline
 Array: TypeAlias = np.ndarray[Any, Any]
 
 
-def _along(nodes: Array, values: Array, axis: int) -> Any:
-    """The spline along one axis; of lower degree where there are fewer than four nodes."""
-    return make_interp_spline(nodes, values, k=min(3, len(nodes) - 1), axis=axis)
+def _along(nodes: Array, values: Array, axis: int, degree: int) -> Any:
+    """The spline along one axis; of lower (odd) degree where there are too few nodes."""
+    fits = min(degree, len(nodes) - 1)
+    return make_interp_spline(nodes, values, k=fits - (fits > 1 and fits % 2 == 0), axis=axis)
 
 
-def spline_on(nodes: Sequence[Array], values: Array, new: Sequence[Array]) -> Array:
+def spline_on(
+    nodes: Sequence[Array], values: Array, new: Sequence[Array], degree: int = 3
+) -> Array:
     """Values [n_1, ..., n_d] at increasing nodes -> on another tensor grid [m_1, ..., m_d]."""
     for axis, (old, x) in enumerate(zip(nodes, new, strict=True)):
-        values = _along(old, values, axis)(x)
+        values = _along(old, values, axis, degree)(x)
     return values
 
 
-def spline_at(nodes: Sequence[Array], values: Array, points: Array) -> Array:
+def spline_at(nodes: Sequence[Array], values: Array, points: Array, degree: int = 3) -> Array:
     """Values [n_1, ..., n_d] at increasing nodes -> at scattered points [N, d], [N]."""
     knots, degrees = [], []
     for axis, old in enumerate(nodes):
-        spline = _along(old, values, axis)
+        spline = _along(old, values, axis, degree)
         knots.append(spline.t)
         degrees.append(spline.k)
         values = np.moveaxis(spline.c, 0, axis)  # the coefficients come with this axis in front

@@ -169,7 +169,7 @@ class FastSolver:
         return middle, there.source, there.terms
 
     def _residual(self, axes: Sequence[Axis], z: Array) -> float:
-        """|L u + N(u) - f| at midpoints relative to the terms, and |u - g| relative to g on faces."""
+        """|L u + N(u) - f| at midpoints over the terms' size, and |u - g| over g's on faces."""
         middle, source, terms = self._middle
         tables = [a.at(x, (0, 1, 2)) for a, x in zip(axes, middle, strict=True)]
         total, size = -source, float(np.square(source).sum())
@@ -201,7 +201,7 @@ class FastSolver:
         thetas = []
         for j, axis in enumerate(iterate.axes):
             rows = axis.basis.orders[0] @ self._whitened(iterate.axes, z / scale, j)  # [M, m]
-            others = z.size and int(np.prod([len(a.nodes) for a in iterate.axes])) // len(axis.nodes)
+            others = int(np.prod([len(a.nodes) for a in iterate.axes])) // len(axis.nodes)
             thetas.append(self._learn_axis(axis, rows, others, self.tops[j], steps))
         return balanced(thetas)
 

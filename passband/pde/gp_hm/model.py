@@ -43,7 +43,9 @@ JITTER_LIMIT = 1e-3
 class Prior(nn.Module):
     """One Gaussian process on the grid: kernel parameters and the values U."""
 
-    def __init__(self, kernel: MixtureKernel, thetas: Sequence[Theta], shape: Sequence[int]) -> None:
+    def __init__(
+        self, kernel: MixtureKernel, thetas: Sequence[Theta], shape: Sequence[int]
+    ) -> None:
         super().__init__()
         self.kernel = kernel
         self.u = nn.Parameter(torch.zeros(*shape, dtype=torch.float64))
@@ -237,11 +239,11 @@ class GridGP(nn.Module):
         return out
 
     def _apply(self, field: Field) -> Tensor:
-        axes = self.problem.axes
-        return torch.stack([c * field.derivative(key, axes) for key, c in self.terms.items()]).sum(0)
+        parts = [c * field.derivative(k, self.problem.axes) for k, c in self.terms.items()]
+        return torch.stack(parts).sum(0)
 
     def best_log_t(self) -> Tensor:
-        """log t1, log t2 that maximise the objective for everything else fixed: log(count / gap)."""
+        """log t1, log t2 that maximise the objective, all else fixed: log(count / gap)."""
         field = self.evaluate()
         count, gap = self.boundary_gap(field)
         residual = self.residual(field)[self.rows]

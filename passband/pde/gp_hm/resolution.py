@@ -1,4 +1,4 @@
-"""How fine a grid, and how wide a spectrum, a problem asks for: read off its data, not its solution.
+"""How fine a grid and how wide a spectrum a problem asks for, read off its data.
 
 The source, the coefficients and the face values are sampled along lines of each axis; the band
 limit is the frequency above which their windowed spectrum has next to no energy.
@@ -12,6 +12,7 @@ limit is the frequency above which their windowed spectrum has next to no energy
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -89,7 +90,7 @@ def _places(problem: Problem, axis: int, x: Array) -> Iterator[Array]:
 
 # ---- the plan --------------------------------------------------------------------------------
 
-FEWEST = {1: 301, 2: 201, 3: 41}
+FEWEST = {1: 301, 2: 301, 3: 41}
 MOST = {1: 4001, 2: 1001, 3: 97}
 OVERSAMPLING = 2.0  # Nyquist frequency of the grid over the highest frequency of the kernel
 MARGIN = 1.1  # of the kernel's top frequency over the data's band limit
@@ -148,11 +149,13 @@ def plan(
         counts = [len(x) for x in nodes]
     else:
         if counts is None:
-            aims = wanted or [MARGIN * f + 2 / l for f, l in zip(limits, problem.lengths, strict=True)]
-            counts = [
-                int(np.clip(np.ceil(2 * length * aim * OVERSAMPLING) + 1, FEWEST[dim], MOST[dim]))
-                for length, aim in zip(problem.lengths, aims, strict=True)
+            lengths = problem.lengths
+            aims = wanted or [_aim(*pair) for pair in zip(limits, lengths, strict=True)]
+            needs = [
+                math.ceil(2 * length * aim * OVERSAMPLING) + 1
+                for length, aim in zip(lengths, aims, strict=True)
             ]
+            counts = [min(max(need, FEWEST[dim]), MOST[dim]) for need in needs]
         nodes = problem.grid(counts)
     if min(counts) < 8:
         raise ConfigError(f"{min(counts)} grid points on an axis", expected="at least 8")
@@ -167,14 +170,18 @@ def plan(
         if wanted is not None:
             if wanted[j] > highest:
                 notes.append(
-                    f"axis {problem.axes[j]!r}: max_frequency {wanted[j]:.3g} would alias on {count} "
-                    f"points; lowered to {highest:.3g}"
+                    f"axis {problem.axes[j]!r}: max_frequency {wanted[j]:.3g} would alias on "
+                    f"{count} points; lowered to {highest:.3g}"
                 )
             tops.append(min(wanted[j], highest))
         else:
-            tops.append(min(MARGIN * limit + 2 / length, highest))
+            tops.append(min(_aim(limit, length), highest))
     free = points is None and not problem.has_arrays
     return Plan(nodes, tuple(tops), free, tuple(notes))
+
+
+def _aim(limit: float, length: float) -> float:
+    return MARGIN * limit + 2 / length
 
 
 def _highest(count: int, length: float) -> float:

@@ -46,25 +46,27 @@ class GPHMConfig(Config):
         None, description="highest starting frequency F in cycles per unit length, > 0: one number "
         "or one per axis; None reads it off the problem's data",
     )
-    jitter: float = Field(1e-6, gt=0, le=1e-3, description="added to the kernel's diagonal, (0, 1e-3]")
+    jitter: float = Field(
+        1e-6, gt=0, le=1e-3, description="added to the kernel's diagonal, (0, 1e-3]"
+    )
     # fast
     rounds: int = Field(6, ge=0, le=1000, description="fast: most rounds of learning, 0 to 1000")
     learn_steps: int = Field(15, ge=1, le=1000, description="fast: L-BFGS steps a round, 1 to 1000")
-    patience: int = Field(2, ge=1, description="fast: rounds without a better residual before the end")
+    patience: int = Field(2, ge=1, description="fast: rounds without a better residual to the end")
     truncation: float = Field(
         1e-14, ge=1e-16, le=1e-3,
         description="fast: eigenvalues below this share of the largest are dropped, [1e-16, 1e-3]",
     )
     refinements: int = Field(
-        4, ge=0, le=10, description="fast: how often a grid found too coarse may grow, where points "
-        "is None, 0 to 10",
+        4, ge=0, le=10, description="fast: how often a grid found too coarse may grow, 0 to 10, "
+        "where points is None",
     )
     krylov_limit: int = Field(200, ge=1, description="fast: most GMRES iterations of a correction")
     newton_limit: int = Field(30, ge=1, description="fast: most Newton steps of a solve")
     # paper
     iterations: int = Field(100_000, ge=1, description="paper: Adam steps")
-    learning_rate: float = Field(0.01, gt=0, le=1, description="paper: Adam's learning rate, (0, 1]")
-    boundary_weight: float = Field(200.0, gt=0, description="paper: weight lam_b of the boundary term")
+    learning_rate: float = Field(0.01, gt=0, le=1, description="paper: Adam's step size, (0, 1]")
+    boundary_weight: float = Field(200.0, gt=0, description="paper: lam_b of the boundary term")
     boundary: Literal["literal", "mean"] = Field(
         "literal", description="paper: what meets the boundary values, U itself or the "
         "conditional mean (fast mode always takes the mean)",
@@ -122,6 +124,10 @@ class GPField:
         return out
 
 
+def _above(share: float, spectrum: Mapping[str, tuple[Array, Array, Array]]) -> dict[str, int]:
+    return {axis: int((w > share * w[0]).sum()) for axis, (w, _, _) in spectrum.items()}
+
+
 class GPHM(Solver):
     """Solve a stated PDE with Gaussian processes that learn its spectrum.
 
@@ -129,7 +135,7 @@ class GPHM(Solver):
     >>> from passband import create
     >>> from passband.pde import Problem
     >>> wave = lambda x: np.sin(100 * x)
-    >>> problem = Problem({"x": (0, 6)}, {"xx": 1.0}, source=lambda x: -1e4 * wave(x), boundary=wave)
+    >>> problem = Problem({"x": (0, 6)}, {"xx": 1.0}, lambda x: -1e4 * wave(x), boundary=wave)
     >>> u = create("gp-hm").solve(problem)
     >>> bool(abs(u(np.array([1.234]))[0] - wave(1.234)) < 1e-5)
     True
@@ -146,6 +152,7 @@ class GPHM(Solver):
     def __init__(self, config: Config | None = None, *, seed: int = 0) -> None:
         super().__init__(config, seed=seed)
         self.fields: list[GPField] = []
+        self.learned: list[Theta] = []  # of the last round; u may come from an earlier one
         self.names = ""
 
     # ---- solve ---------------------------------------------------------------------------
@@ -156,13 +163,17 @@ class GPHM(Solver):
         self.names = problem.axes
         report = solve(problem, layout, budget.start(), monitor)
         monitor.progress(1.0)
-        used = {
-            axis: int((w > 1e-5 * w.max()).sum()) for axis, (w, _, _) in self.spectrum().items()
-        }
+        spectrum = self.spectrum()
+        notes = [*layout.notes, *report.pop("notes", [])]
         return {
             **report, "kernel": self.config.kernel, "points": [len(x) for x in self.axes],
-            "top_frequencies": list(layout.tops), "components_used": used,
-            "notes": list(layout.notes) + report.pop("notes", []),
+            "highest_frequency": list(layout.tops), "notes": notes,
+            # Components above a share of the strongest.
+            "components_used": _above(1e-5, spectrum), "components_kept": _above(1e-3, spectrum),
+            "strongest": {
+                a: [[float(v) for v in row] for row in zip(w[:5], mu[:5], strict=True)]
+                for a, (w, mu, _) in spectrum.items()
+            },
         }
 
     def _plan(self, problem: Problem) -> Plan:
@@ -199,6 +210,7 @@ class GPHM(Solver):
         def after_round(number: int, latest: Iterate, best: Iterate) -> bool:
             meter.spend()
             self._keep(latest if c.select == "last" else best)
+            self.learned = [a.theta for a in latest.axes]
             monitor.log(number, meter.seconds, residual=latest.residual, best=best.residual)
             monitor.progress(number / max(c.rounds, 1), f"residual {best.residual:.1e}")
             monitor.test_error(self)
@@ -270,6 +282,7 @@ class GPHM(Solver):
     def _keep_model(self, model: GridGP) -> None:
         self.axes = tuple(model.nodes)
         self.fields = [GPField(name, list(t), a.numpy()) for name, t, a in model.fields()]
+        self.learned = self.fields[0].thetas
         self.values = (model.u.detach() + model.base).numpy().copy()
 
     # ---- what it says about its solution -------------------------------------------------
@@ -297,12 +310,13 @@ class GPHM(Solver):
         return float(gap.max())
 
     def spectrum(self) -> dict[str, tuple[Array, Array, Array]]:
-        """Per axis: weights, frequencies (cycles per unit length) and bandwidths, by weight."""
+        """Per axis: weights, frequencies (cycles per unit length), bandwidths, strongest first.
+
+        Of the last round of learning; the solution itself may come from an earlier one.
+        """
         out = {}
-        main = self.fields[0] if self.fields else None
-        for j, axis in enumerate(self.names if main else ""):
-            assert main is not None
-            theta, kernel = main.thetas[j], KERNELS[main.kernel]
+        for axis, theta in zip(self.names, self.learned, strict=False):
+            kernel = KERNELS[self.fields[0].kernel]
             w, mu = theta.log_w.exp().numpy(), theta.mu.abs().numpy()
             order = np.argsort(-w)
             frequencies = mu if kernel.cosine else np.zeros_like(mu)
@@ -366,6 +380,8 @@ class GPHM(Solver):
         out = {f"axis_{j}": x for j, x in enumerate(self.axes)}
         if self.fields:
             out["values"] = self.values
+        for j, theta in enumerate(self.learned):
+            out[f"learned_{j}"] = torch.stack(list(theta)).numpy()
         for i, field in enumerate(self.fields):
             out[f"field_{i}/coefficients"] = field.coefficients
             for j, weights in enumerate(field.weights or ()):
@@ -384,6 +400,9 @@ class GPHM(Solver):
         try:
             self.axes = tuple(state[f"axis_{j}"] for j in range(len(self.names)))
             self.values = state["values"]
+            self.learned = [
+                Theta(*torch.from_numpy(state[f"learned_{j}"])) for j in range(len(self.axes))
+            ]
             self.fields = [self._field(state, f"field_{i}", name) for i, name in enumerate(kernels)]
         except KeyError as error:
             raise CheckpointError(

@@ -1,0 +1,1 @@
+"""GP-Matern: GP-HM's class with its kernel fixed by the card."""

@@ -1,0 +1,1 @@
+"""GP-SE: GP-HM's class with its kernel fixed by the card."""
