@@ -1,6 +1,7 @@
 # Everything from a fresh machine with python3 (3.11 or newer) and make:
 #
-#   make run                         set up, then prove the claims of gp-hm
+#   make run                         set up, then prove the claims of gp-hm; a second call
+#                                    takes what is proved already
 #   make run SYSTEM=gp-hm ARGS=--smoke
 #   make test                        the tests; test-all adds the slow ones
 #   make lint bench ray clean help
@@ -21,7 +22,7 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 run: $(INSTALLED)
-	@$(BIN)/passband reproduce $(SYSTEM) $(ARGS)
+	@$(BIN)/passband reproduce $(SYSTEM) --reuse $(ARGS)
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)

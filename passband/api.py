@@ -49,9 +49,11 @@ def info(name: str) -> dict[str, Any]:
     >>> info("gp-hm")["tasks"][0]["name"]
     'poisson1d-single'
 
-    `fields` has name, default and description of each configuration field.
+    `fields` has name, type, default, unit, range and description of each configuration field.
     Raises UnknownNameError with the nearest ids.
     """
+    from passband.bench.fields import fields_of
+
     card = catalog.get(name)
     cls = card.load()
     facts = {name: value for name, value in asdict(card).items() if name != "folder"}
@@ -60,11 +62,7 @@ def info(name: str) -> dict[str, Any]:
         "presets": {
             preset: {**values, **card.config} for preset, values in cls.presets.items()
         },
-        "fields": [
-            {"name": name, "default": None if field.is_required() else field.get_default(),
-             "description": field.description or ""}
-            for name, field in cls.Config.model_fields.items()
-        ],
+        "fields": fields_of(cls.Config),
         "tasks": [
             {"name": task.name, "verb": task.verb, "summary": task.summary,
              "metrics": [asdict(metric) for metric in task.metrics]}

@@ -257,7 +257,9 @@ def test_a_defect_shows_message_and_traceback(
     assert "by nought" in json.loads(done.stdout)["error"]["traceback"]
 
 
-def test_an_interrupt_says_how_to_go_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_says_how_to_go_on(
+    here: Path, on_path: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
@@ -272,13 +274,38 @@ def test_an_interrupt_says_how_to_go_on(here: Path, monkeypatch: pytest.MonkeyPa
     assert json.loads(done.stdout)["error"]["type"] == "KeyboardInterrupt"
 
 
+@pytest.fixture
+def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+
+
 @pytest.mark.parametrize(("given", "again"), [
     (["train", "a", "--resume"], "train a --resume"),
     (["compare", "a", "b c"], "compare a 'b c'"),
     (["reproduce", "a"], "reproduce a --reuse"),
 ])
-def test_the_command_that_goes_on(given: list[str], again: str) -> None:
+def test_the_command_that_goes_on(
+    given: list[str], again: str, on_path: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("passband.bench.facts.dirty", lambda: False)
     assert interrupted(given) == f"interrupted; resume with: passband {again}"
+
+
+def test_where_the_command_is_not_on_the_path_its_place_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "passband").touch()
+    assert interrupted(["train", "a"]).endswith(": bin/passband train a --resume")
+
+
+def test_no_promise_of_reuse_with_uncommitted_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("passband.bench.facts.dirty", lambda: True)
+    assert "--reuse" not in interrupted(["reproduce", "a"])
+    assert "--resume" in interrupted(["train", "a"])
 
 
 def test_a_warning_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,9 +363,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_one_line(tmp_path: Path) -> None:
         running.kill()
     assert running.returncode == 130, complaint
     assert out == ""
-    assert complaint.strip() == (
-        f"interrupted; resume with: passband {' '.join(arguments)} --resume"
-    )
+    (line,) = complaint.splitlines()
+    assert line.startswith("interrupted; resume with: ")
+    assert line.endswith(f"passband {' '.join(arguments)} --resume")
     assert list(tmp_path.glob("runs/cells/*/checkpoint"))
     assert not (tmp_path / "runs" / "results.jsonl").exists()
 
@@ -394,27 +421,6 @@ def test_settings_are_json_or_text() -> None:
     for wrong in ("a", "=1", ""):
         with pytest.raises(ConfigError):
             parse_settings([wrong])
-
-
-def test_types_and_ranges_of_fields_are_said_in_words() -> None:
-    from typing import Literal
-
-    from pydantic import Field
-
-    from passband.bench.system import Config
-    from passband.cli.facts import _field
-
-    class Several(Config):
-        rank: int = Field(8, ge=1, lt=64, description="rank")
-        rate: float | None = Field(None, gt=0, description="rate", json_schema_extra={"unit": "Hz"})
-        mode: Literal["fast", "paper"] = Field("fast", description="mode")
-        needed: str = Field(description="needed")
-
-    rank, rate, mode, needed = (_field(*item) for item in Several.model_fields.items())
-    assert (rank["type"], rank["default"], rank["range"]) == ("int", 8, "[1, 64)")
-    assert (rate["type"], rate["unit"], rate["range"]) == ("float | None", "Hz", "(0, inf)")
-    assert mode["type"] == "'fast' | 'paper'"
-    assert needed["default"] == "required"
 
 
 def test_plain_values_are_strict_json() -> None:

@@ -20,8 +20,7 @@ import numpy as np
 from scipy import stats
 
 from passband.bench.budget import Budget
-
-Verdict = Literal["holds", "fails", "inconclusive", "not shown"]
+from passband.bench.verdict import Verdict
 
 JUDGING, CALIBRATION = 0, 1000  # the first seed of each kind
 
@@ -67,17 +66,19 @@ def judge(
     if x.size == 0:
         raise ValueError("judge needs at least one value")
     if not np.all(np.isfinite(x)) or (log and np.any(x <= 0)):
-        bad = int(np.sum(~np.isfinite(x)) + (np.sum(x <= 0) if log else 0))
+        broken = int(np.sum(~np.isfinite(x)) + (np.sum(x <= 0) if log else 0))
         return Evidence(
-            verdict="fails", obtained=obtained or f"{bad} of {x.size} runs gave no usable number",
+            verdict="fails",
+            obtained=obtained or f"{broken} of {x.size} runs gave no usable number",
             n=int(x.size), margin=margin, better=better, unit=unit, details=details or {},
         )
     mean, low, high = interval(x, log=log)
-    if better == "lower":
-        verdict: Verdict = "holds" if high < margin else "fails" if low >= margin else "inconclusive"
-    else:
-        verdict = "holds" if low > margin else "fails" if high <= margin else "inconclusive"
-    text = obtained or f"{mean:.3g}{' ' + unit if unit else ''} [{low:.3g}, {high:.3g}], n = {x.size}"
+    good, bad = (high < margin, low >= margin) if better == "lower" else (
+        low > margin, high <= margin
+    )
+    verdict: Verdict = "holds" if good else "fails" if bad else "inconclusive"
+    figure = f"{mean:.3g} {unit}".rstrip()
+    text = obtained or f"{figure} [{low:.3g}, {high:.3g}], n = {x.size}"
     return Evidence(
         verdict=verdict, obtained=text, effect=mean, low=low, high=high, n=int(x.size),
         margin=margin, better=better, unit=unit, details=details or {},
@@ -102,7 +103,8 @@ def interval(
     mean = float(np.mean(y))
     half = 0.0
     if y.size > 1:
-        half = float(stats.t.ppf(0.5 + level / 2, y.size - 1) * np.std(y, ddof=1) / math.sqrt(y.size))
+        error = np.std(y, ddof=1) / math.sqrt(y.size)
+        half = float(stats.t.ppf(0.5 + level / 2, y.size - 1) * error)
     edges = (mean, mean - half, mean + half)
     return tuple(math.exp(v) for v in edges) if log else edges  # type: ignore[return-value]
 

@@ -71,6 +71,7 @@ class Outcome:
     crash: str = ""
     files: Mapping[str, bytes] | None = None  # of the cell's folder, from another disk
     left: tuple[str, ...] = ()  # files too large to travel
+    warned: tuple[str, ...] = ()  # the worker's warnings: its own stderr is nobody's to read
 
 
 def dispatch(
@@ -110,14 +111,18 @@ def dispatch(
     work = Work(todo, runs.absolute(), processes, address, resume, artifacts, report, len(rows))
     report(Progress(len(rows), len(unique)))
     crashes: list[str] = []
+    warned: dict[str, None] = {}
     for outcome in ENGINES[engine](work) if todo else ():
         cell = todo[outcome.index]
+        warned |= {f"{cell}: {text}": None for text in outcome.warned}
         if outcome.result is None:
             crashes.append(f"{cell} crashed:\n{outcome.crash}")
             continue
         rows[cell.key] = outcome.result
         done = len(rows) + len(crashes)
         report(Progress(done, len(unique), str(cell), 1.0, outcome=outcome.result))
+    for text in warned:  # last: a warning that is turned into an error must not cost a row
+        warnings.warn(text, PassbandWarning, stacklevel=2)
     if crashes:
         raise CrashError("\n".join(crashes))
     return [rows[cell.key] for cell in cells]
@@ -170,7 +175,23 @@ def _local(work: Work) -> Iterator[Outcome]:
 
 
 def _in_process(index: int, cell: Cell, work: Work, threads: int) -> Outcome:
-    return _attempt(index, cell, work, threads=threads)
+    with _warnings() as warned:
+        outcome = _attempt(index, cell, work, threads=threads)
+    return replace(outcome, warned=tuple(warned))
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """The texts of our warnings, filled when the block ends; others are shown as ever."""
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default", PassbandWarning)
+        yield texts
+    for item in caught:
+        if issubclass(item.category, PassbandWarning):
+            texts.append(str(item.message))
+        else:
+            warnings.showwarning(item.message, item.category, item.filename, item.lineno)
 
 
 def _attempt(
@@ -276,7 +297,8 @@ def _on_worker(index: int, cell: Cell, artifacts: bool) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="passband-") as temporary:
         runs = Path(temporary)
         work = Work([cell], runs, 1, None, False, artifacts, _silent, 0)
-        outcome = _attempt(index, cell, work)
+        with _warnings() as warned:
+            outcome = _attempt(index, cell, work)
         files, left = {}, []
         folder = runs / CELLS / cell.key
         for path in sorted(folder.rglob("*")) if outcome.result else ():
@@ -287,7 +309,7 @@ def _on_worker(index: int, cell: Cell, artifacts: bool) -> Outcome:
                 left.append(name)
             else:
                 files[name] = path.read_bytes()
-        return replace(outcome, files=files, left=tuple(left))
+        return replace(outcome, files=files, left=tuple(left), warned=tuple(warned))
 
 
 def _bring_home(outcome: Outcome, work: Work) -> Outcome:

@@ -43,7 +43,8 @@ def versions() -> dict[str, str]:
 
 def code_hash(card: Card, *others: object) -> str:
     """Hash of the sources a row depends on: the room, the module of the class, the family's
-    modules, `parts`, `data`, the engine, and the packages that `others` (a task) come from.
+    modules, `parts`, `data`, the engine, the catalog, and the packages that `others` (a task)
+    come from.
 
     The report is left out: it shows numbers and makes none.
     """
@@ -56,6 +57,7 @@ def _code_hash(room: Path, module: str, family: str, modules: tuple[str, ...]) -
     root = catalog.ROOT
     files = {
         *room.rglob("*.py"), room / "card.toml",
+        root / "catalog.py", root / "errors.py",
         *(root / family).glob("*.py"), *(root / "bench").glob("*.py"),
         *(root / "parts").rglob("*.py"), *(root / "data").rglob("*.py"),
     }

@@ -21,6 +21,7 @@ Several processes: start with `accelerate launch`; the batch is shared among the
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -49,6 +50,7 @@ from passband.errors import BudgetError, ConfigError, DataError, UnknownNameErro
 __all__ = ["LoopConfig", "Outcome", "Stage", "evaluating", "train"]
 
 ROWS, VALIDATIONS = 200, 20  # a run, where the configuration doesn't say
+SHORTEST = 2.0  # seconds between checkpoints
 
 Values = Mapping[str, Any]  # name -> float or 0-d tensor
 Loss = Callable[[Any, Any], "Tensor | tuple[Tensor, Values]"]
@@ -234,6 +236,7 @@ class _Loop:
         self.seconds = 0.0  # spent of the budget, agreed on by all processes
         self.looked = 0.0  # seconds in `monitor.test_error`, which are not the run's
         self.saved_steps, self.saved_seconds = -1, 0.0  # at the last checkpoint
+        self.saving = 0.0  # seconds that it took
 
     # ---- the loop ------------------------------------------------------------------------
 
@@ -408,11 +411,10 @@ class _Loop:
             self._validate()
         if crossed(before, now, 1 / config.looks) or self.stopped:
             self._look()
-        left = self.seconds * (1 - now) / now if now > 0 else math.inf
         rows = self.journal.rows
         loss = f", loss {rows[-1]['loss']:.3g}" if rows and "loss" in rows[-1] else ""
         if self.main:
-            self.monitor.progress(now, f"step {steps}{loss}, {_clock(left)} left")
+            self.monitor.progress(now, f"step {steps}{loss}")
 
     @property
     def _candidate(self) -> Mapping[str, Tensor] | None:
@@ -481,7 +483,9 @@ class _Loop:
         every = self.config.checkpoint_steps
         if every and crossed(done, self.meter.steps, every):
             return True
-        return self.seconds - self.saved_seconds >= self.config.checkpoint_seconds
+        # A small state is saved often: a kill loses seconds, and saving takes 1 % of the time.
+        pause = min(max(SHORTEST, 100 * self.saving), self.config.checkpoint_seconds)
+        return self.seconds - self.saved_seconds >= pause
 
     def about(self) -> dict[str, Any]:
         """What a checkpoint must agree with."""
@@ -516,7 +520,9 @@ class _Loop:
             "journal": self.journal.state(),
             "stopped": self.stopped,
         }
+        started = time.perf_counter()
         checkpoint.save(self.folder, tree, self.about())
+        self.saving = time.perf_counter() - started
 
     def restore(self, folder: Path) -> None:
         """Put everything back as `save` found it."""
@@ -550,15 +556,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def _clock(seconds: float) -> str:
-    """
-    >>> _clock(125.0), _clock(math.inf)
-    ('2:05', '?')
-    """
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

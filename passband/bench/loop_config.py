@@ -52,7 +52,7 @@ class LoopConfig(Config):
     validate_every: int | None = _field(None, "steps; None: 20 times a run", gt=0)
     log_every: int | None = _field(None, "steps between rows of curves; None: 200 a run", gt=0)
     checkpoint_steps: int | None = _field(None, "steps between checkpoints", gt=0)
-    checkpoint_seconds: float = _field(300.0, "seconds between checkpoints", gt=0)
+    checkpoint_seconds: float = _field(300.0, "most seconds between checkpoints", gt=0)
     looks: int = _field(20, "points of the error-against-time curve", gt=0)
 
     @field_validator("optimizer")

@@ -39,6 +39,11 @@ class LBFGS(torch.optim.LBFGS):
         return loss
 
 
+def warm_up() -> None:
+    """Construct an optimiser, so that a later construction takes no time."""
+    Adam([torch.zeros(1, requires_grad=True)])
+
+
 def _lbfgs(parameters: Any, config: LoopConfig) -> Optimizer:
     return LBFGS(
         parameters, lr=config.lr, max_iter=config.lbfgs_iterations,

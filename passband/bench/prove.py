@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,13 +25,22 @@ from passband.bench.claims import CALIBRATION as CALIBRATION_SEEDS
 from passband.bench.claims import JUDGING, Bench, Evidence, Proof, not_shown
 from passband.bench.dispatch import Progress, Report, dispatch
 from passband.bench.failures import describe, failures
-from passband.bench.results import CALIBRATION, CLAIMS, Result, RowsFile, timestamp
+from passband.bench.results import (
+    CALIBRATION,
+    CLAIMS,
+    RESULTS,
+    Result,
+    ResultsFile,
+    RowsFile,
+    timestamp,
+)
 from passband.bench.run import Cell, budget_text, check_runs
 from passband.catalog import Card, ClaimCard
 from passband.errors import (
     BudgetError,
     ConfigError,
     MissingExtraError,
+    PassbandWarning,
     ResultsError,
     UnknownNameError,
 )
@@ -47,7 +57,9 @@ class ClaimRow:
     """One claim of a paper and what we have for it.
 
     seconds   of the whole proof, cells included
+    dirty     whether there were uncommitted changes, now or when one of its cells ran
     cells     keys of the cells it rests on, rows of `results.jsonl`
+    reused    those of them that an earlier call had run, and when
     command   what repeats it
     """
 
@@ -67,6 +79,7 @@ class ClaimRow:
     command: str
     machine: dict[str, Any] = field(default_factory=dict)
     cells: list[str] = field(default_factory=list)
+    reused: dict[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -75,6 +88,22 @@ class ClaimRow:
     def to_json(self) -> dict[str, Any]:
         # The verdict also at the top: what most readers of the file look for.
         return {**asdict(self), "verdict": self.evidence.verdict}
+
+
+def reuse_note(rows: Iterable[ClaimRow]) -> str:
+    """Which evidence is not of today; empty when all of it is.
+
+    >>> reuse_note(rows)
+    '12 of 40 cells reused, computed on 2026-01-01 to 2026-01-03'
+    """
+    rows = list(rows)
+    reused = {key: when[:10] for row in rows for key, when in row.reused.items()}
+    if not reused:
+        return ""
+    total = len({key for row in rows for key in row.cells})
+    days = sorted(set(reused.values()))
+    span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    return f"{len(reused)} of {total} cells reused, computed on {span}"
 
 
 def claims_file(runs: Path | str, *, calibrate: bool = False) -> RowsFile[ClaimRow]:
@@ -94,7 +123,8 @@ def reproduce(
     smoke      fewer cases and seeds, some 15 s a system; its rows never stand for the full ones
     calibrate  seeds from 1000 up, rows go to `calibration.jsonl`: for setting margins
     claim_ids  only these claims
-    reuse      take cells of earlier calls whose code is the same; never from changed files
+    reuse      take cells of earlier calls whose code is the same, and go on with an interrupted
+               one; not while there are uncommitted changes, which a warning then says
     engine, processes, address: see `dispatch`; cells that a proof asks for one by one run alone
     progress   called with `Progress`; items are claims
 
@@ -107,6 +137,13 @@ def reproduce(
     runs = Path(runs)
     check_runs(runs)
     report = progress or _silent
+    if reuse and facts.dirty():
+        reuse = False
+        warnings.warn(
+            "nothing is reused: passband's own files have uncommitted changes", PassbandWarning,
+            stacklevel=2,
+        )
+    earlier = ResultsFile(runs / RESULTS).latest() if reuse else {}
     rows: list[ClaimRow] = []
     defects: list[Exception] = []
     cache: dict[str, Result] = {}
@@ -115,8 +152,8 @@ def reproduce(
         label = f"{card.id} {claim.id}"
         report(Progress(done, len(todo), label))
         bench = ProofBench(
-            runs, smoke=smoke, calibrate=calibrate, reuse=reuse and not facts.dirty(),
-            engine=engine, processes=processes, address=address, cache=cache,
+            runs, smoke=smoke, calibrate=calibrate, reuse=reuse, engine=engine,
+            processes=processes, address=address, cache=cache, earlier=earlier,
             progress=_nested(report, done, len(todo), label),
         )
         try:
@@ -142,7 +179,8 @@ class ProofBench:
     def __init__(
         self, runs: Path, *, smoke: bool = False, calibrate: bool = False, reuse: bool = False,
         engine: str = "local", processes: int | None = None, address: str | None = None,
-        cache: dict[str, Result] | None = None, progress: Report | None = None,
+        cache: dict[str, Result] | None = None, earlier: Mapping[str, Result] | None = None,
+        progress: Report | None = None,
     ) -> None:
         self.runs, self.smoke, self.calibrate, self.reuse = runs, smoke, calibrate, reuse
         self.used: dict[str, None] = {}  # keys of cells, in order
@@ -150,6 +188,7 @@ class ProofBench:
             "engine": engine, "processes": processes, "address": address,
         }
         self._cache: dict[str, Result] = {} if cache is None else cache
+        self._earlier = earlier or {}
         self._progress = progress
 
     def seeds(self, n: int) -> list[int]:
@@ -165,6 +204,20 @@ class ProofBench:
 
     def run_many(self, cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         return self._rows([_cell(arguments) for arguments in cells], self._fan_out)
+
+    @property
+    def rows(self) -> list[Result]:
+        """The rows that the proof has seen."""
+        return [self._cache[key] for key in self.used]
+
+    @property
+    def reused(self) -> dict[str, str]:
+        """Of the cells used, those of earlier calls: key -> when they ran."""
+        seen = {row.key: row.when for row in self.rows}
+        return {
+            key: when for key, when in seen.items()
+            if key in self._earlier and self._earlier[key].when == when
+        }
 
     def _rows(self, cells: Sequence[Cell], how: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         missing = [cell for cell in cells if cell.key not in self._cache]
@@ -209,8 +262,10 @@ def _prove(card: Card, claim: ClaimCard, proof: Proof, bench: ProofBench) -> Cla
         system=card.id, claim=claim.id, statement=claim.statement, reported=claim.reported,
         source=claim.source, evidence=evidence, seconds=time.perf_counter() - began,
         when=timestamp(), scale="smoke" if bench.smoke else "full", calibrate=bench.calibrate,
-        code_hash=facts.code_hash(card), dirty=facts.dirty(), versions=facts.versions(),
-        command=_command(card, claim, bench), machine=facts.machine(), cells=list(bench.used),
+        code_hash=facts.code_hash(card),
+        dirty=facts.dirty() or any(row.dirty for row in bench.rows),
+        versions=facts.versions(), command=_command(card, claim, bench), machine=facts.machine(),
+        cells=list(bench.used), reused=bench.reused,
     )
 
 

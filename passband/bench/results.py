@@ -278,13 +278,21 @@ def encode(row: Row) -> bytes:
 def decode(line: bytes, kind: type[R]) -> R:
     """The row of a line; ValueError says why it is none. Unknown fields of newer versions go."""
     facts = json.loads(line)  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-    if isinstance(facts, dict) and isinstance(facts.get("curves"), dict):
-        facts["curves"] = {
-            name: [math.nan if v is None else v for v in column]
-            for name, column in facts["curves"].items() if isinstance(column, list)
-        }
+    if isinstance(facts, dict):
+        if isinstance(facts.get("curves"), dict):
+            facts["curves"] = {
+                name: [_nan_for_none(v) for v in column]
+                for name, column in facts["curves"].items() if isinstance(column, list)
+            }
+        for name in ("metrics", "seconds"):
+            if isinstance(facts.get(name), dict):
+                facts[name] = {n: _nan_for_none(v) for n, v in facts[name].items()}
     row: R = _adapter(kind).validate_python(facts)  # its ValidationError is a ValueError
     return row
+
+
+def _nan_for_none(value: Any) -> Any:
+    return math.nan if value is None else value
 
 
 @cache

@@ -17,6 +17,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -109,7 +110,8 @@ class Job:
         """Whether a row is this cell's, without error, by the same code on the same data."""
         return (
             row.key == self.cell.key and not row.error and row.code_hash == self.code_hash
-            and row.task_version == self.task.version and row.data == self.data
+            and row.versions == facts.versions() and row.task_version == self.task.version
+            and row.data == self.data
         )
 
 
@@ -194,7 +196,7 @@ def finished(job: Job, rows: Mapping[str, Result]) -> Result | None:
         return row
     if not row.error:
         warnings.warn(
-            f"{job.cell} was finished by other code or on other data; it runs anew",
+            f"{job.cell} was finished by other code or versions, or on other data; it runs anew",
             PassbandWarning, stacklevel=3,
         )
     return None
@@ -231,6 +233,7 @@ def run_cell(
             _clear(folder)
         note = {"cell": asdict(cell), "pid": os.getpid(), "since": timestamp(), **_origin(job)}
         write_atomic(folder / RUNNING, json.dumps(note, default=str).encode())
+        _warm_up()
         with isolated(cell.seed):
             result = _measure(job, folder, resume=resume, outer=monitor, artifacts=artifacts)
         result = file.append(result)
@@ -255,6 +258,14 @@ def run_or_record(
     row = ResultsFile(Path(runs) / RESULTS).append(row)
     _clear(Path(runs) / CELLS / cell.key)
     return row
+
+
+def _warm_up() -> None:
+    """Let systems that train by the loop find torch's optimisers ready: their first use in a
+    process imports a compiler for seconds, which are no method's."""
+    optim = sys.modules.get("passband.bench.optim")
+    if optim is not None:
+        optim.warm_up()
 
 
 def _measure(

@@ -41,6 +41,9 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+AnyConfig: TypeAlias = Config  # inside System the name Config is its class attribute
+
+
 class Monitor(Protocol):
     """Receives what happens during a fit: curves for the report, progress for the terminal."""
 
@@ -77,7 +80,7 @@ class System(ABC):
     seed    of the initialisation stream; data and training streams are the engine's
     """
 
-    Config: ClassVar[type[Config]] = Config
+    Config: ClassVar[type[AnyConfig]] = AnyConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     verbs: ClassVar[tuple[str, ...]] = ()
     needs_fit: ClassVar[bool] = True  # False: `apply` works from a preset, nothing is trained first
@@ -85,14 +88,14 @@ class System(ABC):
     checkpoints: Path | None = None  # folder of this fit's checkpoint, set by the engine
     resume: bool = False  # continue from it, when it holds one
 
-    def __init__(self, config: Config | None = None, *, seed: int = 0) -> None:
+    def __init__(self, config: AnyConfig | None = None, *, seed: int = 0) -> None:
         self.config: Any = config if config is not None else self.configure("small")
         self.seed = seed
 
     # ---- configuration -------------------------------------------------------------------
 
     @classmethod
-    def configure(cls, preset: str = "small", **overrides: Any) -> Config:
+    def configure(cls, preset: str = "small", **overrides: Any) -> AnyConfig:
         """The configuration of a preset with single fields changed; errors name the field."""
         if preset not in cls.presets:
             raise UnknownNameError("preset", preset, cls.presets)
@@ -199,8 +202,8 @@ def validate(config: type[Config], values: Mapping[str, Any]) -> Config:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ConfigError(
             f"configuration field {name!r} = {first['input']!r}{more}",
-            expected=first["msg"],
-            mend=(field.description or "") if field else "",
+            expected=first["msg"].removeprefix("Input should be ").removeprefix("Value error, "),
+            mend=f"{name} is: {field.description}" if field and field.description else "",
         ) from None
 
 
@@ -271,20 +274,15 @@ def _read_state(path: Path) -> dict[str, Array]:
     from safetensors.numpy import load_file
 
     try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError, KeyError) as error:
-        # numpy has no bfloat16; torch reads the same file.
-        if not isinstance(error, OSError) and path.exists():
+        try:
+            return dict(load_file(path))
+        except (KeyError, TypeError):  # NumPy has no bfloat16; torch reads the same file
             from safetensors.torch import load_file as load_torch
 
-            try:
-                return dict(load_torch(path))
-            except SafetensorError:
-                pass_on = error
-        else:
-            pass_on = error
+            return dict(load_torch(path))
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} can't be read: {pass_on}", expected="a safetensors file",
+            f"{path} can't be read: {error}", expected="a safetensors file",
             mend="the file is damaged or was never finished: train again or copy it again",
         ) from None
 

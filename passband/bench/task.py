@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from passband.bench.system import System
 from passband.errors import DataError
@@ -60,7 +60,7 @@ class Artifact:
 class Task(ABC):
     """Base class of all tasks."""
 
-    name: ClassVar[str] | str = ""
+    name: str = ""
     version: int = 1  # raised whenever the same system would get other numbers
     family: str = ""
     verb: str = ""

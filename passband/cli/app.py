@@ -10,7 +10,7 @@ import typer
 from passband.cli.group import Commands
 from passband.cli.light import LightCommand
 from passband.cli.output import say, write_json
-from passband.errors import ConfigError
+from passband.errors import ConfigError, ResultsError
 
 app = typer.Typer(
     name="passband", cls=Commands, no_args_is_help=True, add_completion=False,
@@ -104,9 +104,12 @@ def info(
     passband info gp-hm
     passband info gp-hm --json
     """
-    from passband.cli.facts import about
+    from passband import api
+    from passband.cli.verdicts import verdicts
 
-    facts = about(system, runs)
+    facts = api.info(system)
+    known = verdicts(runs).get(system, {})
+    facts["claims"] = [{**c, "verdict": known.get(c["id"], "")} for c in facts["claims"]]
     if as_json:
         write_json(facts)
         return
@@ -295,6 +298,11 @@ def report(
     """
     from passband.bench.report import claims_markdown, write_report
 
+    if not runs.is_dir():
+        raise ResultsError(
+            f"there is no folder {runs}", expected="a folder of results",
+            mend="`passband reproduce` or `passband compare` makes one",
+        )
     if not markdown:
         path = write_report(runs, out)
         write_json({"report": path}) if as_json else say(f"report: {path}")

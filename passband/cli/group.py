@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -62,12 +64,25 @@ def interrupted(given: Sequence[str]) -> str:
     >>> interrupted(["train", "gp-hm"])
     'interrupted; resume with: passband train gp-hm --resume'
     """
+    from passband.bench import facts
+
     command = given[0] if given else ""
     if command not in GO_ON:
         return "interrupted; run the same command again"
+    if command == "reproduce" and facts.dirty():
+        return "interrupted; with uncommitted changes nothing is reused: the next call starts anew"
     flag = GO_ON[command]
     again = [*given, flag] if flag and flag not in given else given
-    return f"interrupted; resume with: passband {shlex.join(again)}"
+    return f"interrupted; resume with: {shlex.join([_program(), *again])}"
+
+
+def _program() -> str:
+    """What the user can type: `make run` calls a command that need not be on the user's path."""
+    beside = Path(sys.executable).with_name("passband")
+    if shutil.which("passband") is None and beside.exists():
+        here = Path.cwd()
+        return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
+    return "passband"
 
 
 def _show_warning(

@@ -45,7 +45,7 @@ def heading(text: str) -> None:
 
 
 def show_info(facts: Mapping[str, Any]) -> None:
-    """Everything `passband info` has gathered (see passband.cli.facts)."""
+    """Everything of `passband.info`, with a verdict beside each claim."""
     say(f"{facts['id']}: {facts['title']}", style="bold")
     paragraph(facts["summary"])
     for name in ("authors", "venue", "arxiv", "code", "licence", "family", "kind", "entry"):
@@ -69,7 +69,10 @@ def show_info(facts: Mapping[str, Any]) -> None:
     table(
         ("field", "type", "default", "unit", "range", "what it is"),
         [
-            (f["name"], f["type"], f["default"], f["unit"], f["range"], f["description"])
+            (
+                f["name"], f["type"], "required" if f["required"] else f["default"], f["unit"],
+                f["range"], f["description"],
+            )
             for f in facts["fields"]
         ],
         text=("type", "default", "what it is"),
@@ -166,6 +169,8 @@ def _estimate(found: Estimate | None, interval: bool) -> str:
 
 def show_proved(rows: Sequence[ClaimRow]) -> None:
     """Claim, reported, obtained, verdict: the front page of everything here."""
+    from passband.bench.prove import reuse_note
+
     table(
         ("system", "claim", "statement", "reported", "obtained", "verdict"),
         [
@@ -179,6 +184,9 @@ def show_proved(rows: Sequence[ClaimRow]) -> None:
     )
     if any(row.scale == "smoke" for row in rows):
         say("a smoke run: fewer cases and seeds; these verdicts don't stand for the full ones")
+    note = reuse_note(rows)
+    if note:
+        say(note)
     if any(row.calibrate for row in rows):
         say("calibration seeds: these verdicts are not recorded")
 

@@ -1,4 +1,4 @@
-"""The state of a system's claims, read from `runs/claims.jsonl` without importing the engine."""
+"""The state of a system's claims, read from `runs/claims.jsonl` without the engine's checks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 from collections import Counter
 from pathlib import Path
 
-ORDER = ("holds", "fails", "inconclusive", "not shown")
+from passband.bench.results import CLAIMS
+from passband.bench.verdict import VERDICTS
+
 WORDS = {"holds": ("holds", "hold"), "fails": ("fails", "fail")}  # singular, plural
 
 
@@ -17,7 +19,7 @@ def verdicts(runs: Path) -> dict[str, dict[str, str]]:
     """
     newest: dict[tuple[str, str], tuple[str, str]] = {}
     try:
-        lines = (runs / "claims.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (runs / CLAIMS).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return {}
     for line in lines:
@@ -43,7 +45,7 @@ def state(claims: int, found: dict[str, str]) -> str:
     """
     count = Counter(found.values())
     parts = []
-    for verdict in ORDER:
+    for verdict in VERDICTS:
         if count[verdict]:
             word = WORDS.get(verdict, (verdict, verdict))[count[verdict] > 1]
             parts.append(f"{count[verdict]} {word}")

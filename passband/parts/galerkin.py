@@ -29,11 +29,14 @@ import numpy as np
 from scipy import linalg
 from scipy.sparse.linalg import LinearOperator, gmres
 
-from passband.errors import ProblemError
+from passband.errors import DataError, ProblemError
 from passband.parts.collocation import Pointwise
 from passband.parts.linalg import KroneckerSum, along
 
 Array: TypeAlias = np.ndarray[Any, Any]
+
+# Relative size of a Newton step up to which one that lowers nothing is rounding.
+ROUNDING = 1e-5
 
 
 class AxisBasis:
@@ -65,7 +68,12 @@ class AxisBasis:
     @cached_property
     def project(self) -> Array:
         """Least-squares coefficients of nodal values, [r, M]."""
-        return np.asarray(linalg.lstsq(self.orders[0], np.eye(self.nodes), cond=1e-12)[0])
+        return np.linalg.pinv(self.orders[0], rcond=1e-12)
+
+    @cached_property
+    def unmass(self) -> Array:
+        """Inverse of the mass, [r - b, r - b]."""
+        return np.asarray(linalg.solve_triangular(self.mass, np.eye(len(self.mass))))
 
     def matrix(self, order: int, coefficient: float | Array = 1.0) -> Array:
         """The projected operator c(x) d^order, with the mass divided out on the right."""
@@ -155,17 +163,18 @@ class Galerkin:
 
     def _unmass(self, y: Array) -> Array:
         for j, basis in enumerate(self.bases):
-            y = along(linalg.solve_triangular(basis.mass, np.eye(len(basis.mass))), y, j)
+            y = along(basis.unmass, y, j)
         return y
 
     def _correction(self, slope: Array | None, rhs: Array) -> Array:
         """Y with W' (L + N'(u)) (N Y) = rhs."""
         if len(self.bases) == 1:
             basis = self.bases[0]
-            matrix = sum(basis.matrix(len(key), c) for key, c in self.terms.items())
-            matrix = matrix + (basis.matrix(0, slope) if slope is not None else 0.0)
-            with np.errstate(all="ignore"):
-                return self._unmass(np.linalg.solve(matrix, rhs))
+            parts = [basis.matrix(len(key), c) for key, c in self.terms.items()]
+            matrix: Array = np.sum(parts, axis=0)
+            if slope is not None:
+                matrix = matrix + basis.matrix(0, slope)
+            return self._unmass(KroneckerSum([matrix]).solve(rhs))
         if slope is None and self._separable[0]:
             return self._unmass(self._fast.solve(rhs))
         shift = float(slope[self.inside].mean()) if slope is not None else 0.0
@@ -219,20 +228,23 @@ class Galerkin:
             slope = None if slope is None else np.broadcast_to(slope, self.source.shape)
             try:
                 delta = self._embed(self._correction(slope, rhs))
-            except np.linalg.LinAlgError:
-                delta = np.full_like(z, np.nan)
+            except ProblemError:
+                raise
+            except DataError as error:  # of the linear algebra, which knows no equations
+                raise _singular(error.what) from None
             if not np.isfinite(delta).all():
-                raise ProblemError(
-                    "the matrix of the equation is singular",
-                    expected="an equation with one solution for these faces",
-                    mend="check signs in operator, and the faces of boundary",
-                )
+                raise _singular("the matrix of the equation is singular")
             z, rhs, share = self._damped(z, delta, rhs)
-            if share == 0.0 or _norm(delta) <= tolerance * _norm(z):
+            change = _norm(delta)
+            if change <= tolerance * _norm(z):
                 return z, step
+            if share == 0.0:  # at rounding where the step was small, else stuck
+                if not self.nonlinear or change <= ROUNDING * _norm(z):
+                    return z, step
+                break
         if self.nonlinear:
             raise ProblemError(
-                f"no convergence in {steps} Newton steps: {first:.2e} -> {_norm(rhs):.2e}",
+                f"no convergence in {step} Newton steps: {first:.2e} -> {_norm(rhs):.2e}",
                 expected="a solution near that of the linear part",
                 mend="check nonlinear and its derivative, or take more points",
             )
@@ -249,6 +261,13 @@ class Galerkin:
                 return trial, found, share
             share /= 2
         return z, rhs, 0.0  # rounding: nothing lowers it any more
+
+
+def _singular(what: str) -> ProblemError:
+    return ProblemError(
+        what, expected="an equation with one solution for these faces",
+        mend="check signs in operator, and the faces of boundary",
+    )
 
 
 def _norm(values: Array) -> float:

@@ -41,7 +41,7 @@ def diagonal_sums(matrix: Array) -> Array:
     wide = np.zeros((n, 2 * n))
     wide[:, :n] = matrix[:, ::-1]
     sums = wide.ravel()[: n * (2 * n - 1)].reshape(n, 2 * n - 1).sum(axis=0)
-    out = sums[n - 1 :: -1].copy()
+    out: Array = sums[n - 1 :: -1].copy()
     out[1:] += sums[n : 2 * n - 1]
     return out
 
@@ -68,21 +68,21 @@ def eigenbasis(column: Array, tolerance: float) -> tuple[Array, Array]:
     if n % 2:
         middle = np.sqrt(2.0) * matrix[:half, half]
         even = np.block([[even, middle[:, None]], [middle[None, :], matrix[half : half + 1, half]]])
+    pairs = [np.linalg.eigh(block) for block in (even, odd) if len(block)]
+    least = tolerance * max(lam.max() for lam, _ in pairs)
     values, vectors = [], []
-    for block, sign in ((even, 1.0), (odd, -1.0)):
-        if not len(block):
-            continue
-        lam, q = np.linalg.eigh(block)
-        full = np.zeros((n, len(lam)))
-        full[:half] = q[:half] / np.sqrt(2.0)
+    for (lam, q), sign in zip(pairs, (1.0, -1.0), strict=False):
+        kept = lam > least  # before the copies: often one function in fifty is left
+        part = q[:, kept]
+        full = np.zeros((n, part.shape[1]))
+        full[:half] = part[:half] / np.sqrt(2.0)
         full[n - half :] = sign * full[:half][::-1]
         if n % 2 and sign > 0:
-            full[half] = q[half]
-        values.append(lam)
+            full[half] = part[half]
+        values.append(lam[kept])
         vectors.append(full)
     lam, q = np.concatenate(values), np.concatenate(vectors, axis=1)
     order = np.argsort(-lam)
-    order = order[lam[order] > tolerance * lam.max()]
     return lam[order], np.ascontiguousarray(q[:, order])
 
 
@@ -97,6 +97,8 @@ class ToeplitzInverse:
     def of(cls, column: Array) -> ToeplitzInverse:
         """Durbin's recursion. Raises `numpy.linalg.LinAlgError` when T is not positive definite."""
         n = len(column)
+        if not (column[0] > 0.0 and np.isfinite(column).all()):
+            raise np.linalg.LinAlgError("Toeplitz matrix is not positive definite")
         r = column / column[0]
         y = np.zeros(n)  # predictor: T_k y_k = -(r_1 ... r_k)
         error, log_error = 1.0, 0.0
@@ -113,19 +115,19 @@ class ToeplitzInverse:
 
     def diagonal_sums(self) -> Array:
         """Sums over both k-th diagonals of T^-1 [n]: the gradient of log|T| for its column."""
-        x, n = self.first, len(self.first)
+        x, n = self.first / self.first[0], len(self.first)
         size = next_fast_len(2 * n, real=True)
         weighted = np.arange(n) * x
         fx, fw = rfft(x, size), rfft(weighted, size)
         plain = irfft(np.conj(fx) * fx, size)[:n]  # sum_i x_i x_{i+k}
         moment = irfft(np.conj(fw) * fx, size)[:n]  # sum_i i x_i x_{i+k}
-        sums = ((n - np.arange(n)) * plain - 2 * moment) / x[0]
+        sums = ((n - np.arange(n)) * plain - 2 * moment) * self.first[0]
         sums[1:] *= 2
         return np.asarray(sums)
 
     def solve(self, rhs: Array) -> Array:
         """T^-1 B for B [n] or [n, m], by six FFTs of length 2 n for each column."""
-        x, n = self.first, len(self.first)
+        x, n = self.first / self.first[0], len(self.first)  # no square of x may underflow
         size = next_fast_len(2 * n, real=True)
         b = rhs.reshape(n, -1).T
         lower = rfft(x, size)
@@ -136,4 +138,4 @@ class ToeplitzInverse:
             inner = irfft(np.conj(spectrum) * rfft(b, size, axis=1), size, axis=1)[:, :n]
             return np.asarray(irfft(spectrum * rfft(inner, size, axis=1), size, axis=1)[:, :n])
 
-        return np.asarray(((half(lower) - half(upper)) / x[0]).T.reshape(rhs.shape))
+        return np.asarray((self.first[0] * (half(lower) - half(upper))).T.reshape(rhs.shape))

@@ -22,6 +22,7 @@ from scipy import linalg
 from scipy.fft import irfft, next_fast_len, rfft
 from torch import Tensor
 
+from passband.errors import DataError
 from passband.parts.toeplitz import ToeplitzInverse, diagonal_sums
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -39,6 +40,8 @@ class _Inverse:
             self.log_determinant = self.fast.log_determinant
         else:
             self.fast = None
+            if not np.isfinite(column).all():  # some LAPACKs factor NaN without complaint
+                raise np.linalg.LinAlgError("Toeplitz matrix is not positive definite")
             self.factor = linalg.cholesky(linalg.toeplitz(column), lower=True, check_finite=False)
             self.log_determinant = 2 * float(np.log(np.diag(self.factor)).sum())
 
@@ -118,16 +121,28 @@ def _product(first_column: Array, first_row: Array, b: Array) -> Array:
     return np.asarray(linalg.toeplitz(first_column, first_row) @ b)
 
 
+def _check_precision(*tensors: Tensor) -> None:
+    wrong = {str(t.dtype) for t in tensors} - {"torch.float64"}
+    if wrong:
+        raise DataError(
+            f"a tensor of {wrong.pop()}", expected="torch.float64: kernel matrices are conditioned "
+            "like 1e8 and worse", mend="convert with .double()",
+        )
+
+
 def solve(column: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
     """C^-1 B [n, m] and log|C| for C = toeplitz(column [n]), symmetric positive definite.
 
-    Raises `numpy.linalg.LinAlgError` when C is not positive definite.
+    Raises `numpy.linalg.LinAlgError` when C is not positive definite, `DataError` for anything but
+    float64.
     """
+    _check_precision(column, rhs)
     x, log_determinant = _Solve.apply(column, rhs)  # type: ignore[no-untyped-call]
     return x, log_determinant
 
 
 def multiply(lags: Tensor, rhs: Tensor, antisymmetric: bool = False) -> Tensor:
     """T B [n, m] for T_ij = lags[i - j], even or odd in i - j; lags [n] at i - j = 0 ... n - 1."""
+    _check_precision(lags, rhs)
     out: Tensor = _Multiply.apply(lags, rhs, -1.0 if antisymmetric else 1.0)  # type: ignore[no-untyped-call]
     return out

@@ -10,7 +10,13 @@ import pytest
 from passband.bench.dispatch import CrashError, Progress, dispatch
 from passband.bench.results import RESULTS, ResultsFile
 from passband.bench.run import Cell
-from passband.errors import ConfigError, MissingExtraError, ResultsError, UnknownNameError
+from passband.errors import (
+    ConfigError,
+    MissingExtraError,
+    PassbandWarning,
+    ResultsError,
+    UnknownNameError,
+)
 
 pytestmark = pytest.mark.usefixtures("fakes")
 
@@ -63,6 +69,13 @@ def test_a_ray_cluster_gives_the_same(tmp_path: Path) -> None:
     with pytest.raises(CrashError, match="a defect in code"):
         dispatch([line(fail="crash"), line(4)], tmp_path / "there", engine="ray", processes=1)
     assert line(4).key in ResultsFile(tmp_path / "there" / RESULTS).latest()
+
+
+def test_warnings_of_other_processes_are_told_here(tmp_path: Path) -> None:
+    with pytest.warns(PassbandWarning) as caught:
+        rows = dispatch([line(0, warn="it was adjusted"), line(1)], tmp_path, processes=2)
+    assert [str(w.message) for w in caught] == ["fakes-line on fakes-line, seed 0: it was adjusted"]
+    assert not any(row.error for row in rows)
 
 
 def test_equal_cells_run_once(tmp_path: Path) -> None:

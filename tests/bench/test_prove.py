@@ -11,9 +11,15 @@ import pytest
 
 from passband.bench.claims import Bench, Evidence, judge
 from passband.bench.dispatch import Progress
-from passband.bench.prove import ProofBench, claims_file, reproduce
+from passband.bench.prove import ProofBench, claims_file, reproduce, reuse_note
 from passband.bench.results import CALIBRATION, CLAIMS, RESULTS, ResultsFile
-from passband.errors import ConfigError, DataError, MissingExtraError, UnknownNameError
+from passband.errors import (
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    PassbandWarning,
+    UnknownNameError,
+)
 
 pytestmark = pytest.mark.usefixtures("fakes")
 
@@ -88,11 +94,19 @@ def test_cells_of_earlier_calls_only_when_asked_and_clean(
     assert cells() == 4
     prove(tmp_path, claim_ids=["C1"], smoke=True)
     assert cells() == 8
-    prove(tmp_path, claim_ids=["C1"], smoke=True, reuse=True)
+    row = prove(tmp_path, claim_ids=["C1"], smoke=True, reuse=True)["C1"]
     assert cells() == 8
-    monkeypatch.setattr("passband.bench.facts.dirty", lambda: True)
-    prove(tmp_path, claim_ids=["C1"], smoke=True, reuse=True)
+    assert set(row.reused) == set(row.cells) and not row.dirty
+    assert reuse_note([row]) == f"4 of 4 cells reused, computed on {row.when[:10]}"
+    row = prove(tmp_path, claim_ids=["C1"], reuse=True)["C1"]  # two seeds more
     assert cells() == 12
+    assert len(row.reused) == 4 and reuse_note([row]).startswith("4 of 8 cells reused")
+    monkeypatch.setattr("passband.bench.facts.dirty", lambda: True)
+    with pytest.warns(PassbandWarning, match="nothing is reused"):
+        row = prove(tmp_path, claim_ids=["C1"], smoke=True, reuse=True)["C1"]
+    assert cells() == 16 and not row.reused and reuse_note([row]) == ""
+    monkeypatch.setattr("passband.bench.facts.dirty", lambda: False)
+    assert prove(tmp_path, claim_ids=["C1"], smoke=True, reuse=True)["C1"].dirty  # as its cells
 
 
 def test_a_cell_that_fails_fails_its_claim_and_no_other(tmp_path: Path, proofs: Any) -> None:

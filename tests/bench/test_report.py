@@ -17,24 +17,31 @@ from passband.bench.claims import Evidence, judge, not_shown
 from passband.bench.prove import ClaimRow
 from passband.bench.report import charts, claims_markdown, claims_table, comparison, write_report
 from passband.bench.report.artifacts import clean_svg
-from passband.bench.report.rows import VERDICTS
 from passband.bench.report.tables import SYMBOLS, duration, figure, mean, size
 from passband.bench.results import CLAIMS, RESULTS, Result, RowsFile
+from passband.bench.run import Cell
 from passband.bench.task import Artifact
+from passband.bench.verdict import VERDICTS
 
 EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>"
 
 
 def row(**changes: Any) -> Result:
     plain = Result(
-        key="k", system="chebyshev", preset="small", overrides={}, task="poisson1d-mix",
+        key="", system="chebyshev", preset="small", overrides={}, task="poisson1d-mix",
         task_version=1, size="small", seed=0, metrics={"relative_l2": 1e-3, "max_error": 2e-3},
         seconds={"fit": 1.5, "evaluate": 0.1}, peak_memory=3_000_000, parameters=92,
         file_bytes=10, budget={}, spent={}, selected="last", versions={"numpy": "9.9.9"},
         code_hash="c0de", dirty=False, machine={"cpu": "A1", "memory": 8_000_000_000},
         when="2025-01-01T00:00:00.000000Z",
     )
-    return replace(plain, **changes)
+    asked = replace(plain, **changes)
+    limits = ", ".join(f"{value:g} {name}" for name, value in asked.budget.items())
+    key = Cell(
+        asked.system, asked.task, asked.preset, asked.size, asked.seed, limits.replace(
+            "seconds", "s"), asked.overrides, asked.data.get("path", ""),
+    ).key
+    return replace(asked, key=key)
 
 
 def claim(evidence: Evidence, **changes: Any) -> ClaimRow:
@@ -288,6 +295,18 @@ def test_best_is_marked_and_broken_entries_can_not_be_best(tmp_path: Path) -> No
     assert {"max_error", "parameters"} <= best["c"]
     page = Page(write_report(tmp_path))
     assert "1 of 2 failed" in page.text and "ValueError: diverged" in page.text
+
+
+def test_a_metric_that_is_no_number_is_a_broken_seed(tmp_path: Path) -> None:
+    """As other programs may write it; the engine itself makes it an error."""
+    write(tmp_path, [
+        row(system="a", metrics={"relative_l2": math.nan, "max_error": 1.0}),
+        row(system="a", seed=1, metrics={"relative_l2": 1e-3, "max_error": 1.0}),
+    ])
+    (table,) = comparison(tmp_path)
+    (entry,) = table.entries
+    assert entry.broken == 1 and entry.metrics["relative_l2"].value == pytest.approx(1e-3)
+    assert "damaged" not in Page(write_report(tmp_path)).text
 
 
 def test_sizes_presets_and_budgets_are_kept_apart(tmp_path: Path) -> None:

@@ -69,6 +69,12 @@ def test_strict_json_of_any_number(file: ResultsFile) -> None:
     assert np.isnan(kept.curves["loss"][0]) and kept.curves["loss"][1] == 2.0
 
 
+def test_numbers_that_are_not_finite_are_read_back(file: ResultsFile) -> None:
+    kept = file.append(row(metrics={"error": float("nan")}, seconds={"fit": float("inf")}))
+    assert np.isnan(kept.metrics["error"]) and np.isnan(kept.seconds["fit"])
+    assert file.scan()[1] == [] and np.isnan(file.read()[0].metrics["error"])
+
+
 def test_rows_of_newer_and_older_versions() -> None:
     facts = json.loads(encode(row()))
     assert decode(json.dumps({**facts, "colour": "red"}).encode(), Result) == row()

@@ -6,6 +6,7 @@ A family that brings a new verb adds a `Job` for it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from passband import catalog
+from passband.bench import loop
 from passband.bench.budget import Budget
 from passband.bench.randomness import isolated
-from passband.bench.system import System
+from passband.bench.system import Monitor, NullMonitor, System
 from passband.bench.task import Data
 from passband.catalog import Card
 from passband.data.pde import Problem
@@ -94,13 +96,28 @@ def job_of(card: Card) -> Job:
     return JOBS[card.verbs[0]]
 
 
-def fit(card: Card, seed: int = 0) -> System:
+def fit(card: Card, seed: int = 0, monitor: Monitor | None = None) -> System:
     """A system of the preset `smoke` after its job, as the engine would run it."""
     job = job_of(card)
     with isolated(seed):
         system = card.create("smoke", seed=seed)
-        system.fit(job.data(card).for_fit(), job.budget)
+        system.fit(job.data(card).for_fit(), job.budget, monitor)
     return system
+
+
+class Losses(NullMonitor):
+    """Keeps the training losses that a fit logs, in order."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def log(self, step: int, seconds: float, **values: float) -> None:
+        self.values += [values["loss"]] if "loss" in values else []
+
+
+def trained_by_the_loop(card: Card) -> bool:
+    """Whether the system's module calls the common training loop."""
+    return loop.train in vars(sys.modules[card.load().__module__]).values()
 
 
 @cache

@@ -13,7 +13,15 @@ import pytest
 from passband.bench.system import System
 from passband.catalog import Card
 from passband.errors import CheckpointError
-from tests.contract.jobs import fit, fitted, job_of, output, reload_output
+from tests.contract.jobs import (
+    Losses,
+    fit,
+    fitted,
+    job_of,
+    output,
+    reload_output,
+    trained_by_the_loop,
+)
 
 # A method may adjust something on this tiny work and say so; that is no failure.
 pytestmark = pytest.mark.filterwarnings("default::passband.errors.PassbandWarning")
@@ -47,6 +55,16 @@ def test_the_output_is_finite(card: Card) -> None:
     values = output(card, fitted(card.id))
     assert values.size
     assert np.isfinite(values).all()
+
+
+def test_the_training_loss_falls(card: Card) -> None:
+    """On the job's one fixed batch: what does not learn this learns nothing."""
+    if not trained_by_the_loop(card):
+        pytest.skip("not trained by gradient steps of the common loop")
+    losses = Losses()
+    fit(card, monitor=losses)
+    assert len(losses.values) >= 10
+    assert np.mean(losses.values[-3:]) < 0.98 * np.mean(losses.values[:3])
 
 
 def test_same_seed_same_numbers(card: Card) -> None:

@@ -21,10 +21,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from passband.bench.prove import ClaimRow
+from passband.bench.prove import ClaimRow, reuse_note
 from passband.bench.report import charts
 from passband.bench.report.artifacts import Shelf, Shown, read_table
-from passband.bench.report.rows import VERDICTS, Runs, read_runs
+from passband.bench.report.rows import Runs, read_runs
 from passband.bench.report.style import PALETTE
 from passband.bench.report.tables import (
     SYMBOLS,
@@ -41,6 +41,7 @@ from passband.bench.report.tables import (
     summary,
 )
 from passband.bench.results import Result, write_atomic
+from passband.bench.verdict import VERDICTS
 
 __all__ = ["claims_markdown", "claims_table", "comparison", "write_report"]
 
@@ -66,7 +67,9 @@ def render(runs: Runs) -> str:
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )
-    environment.filters.update(figure=figure, duration=duration, size=size, moment=_moment)
+    environment.filters.update(
+        figure=figure, duration=duration, size=size, moment=_moment, reuse_note=reuse_note
+    )
     shelf = Shelf(runs.folder)
     tables = comparison(runs)
     provenance, mixed = _provenance(runs)

@@ -7,17 +7,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
-from passband.bench.claims import Verdict
 from passband.bench.prove import ClaimRow
 from passband.bench.results import CLAIMS, RESULTS, R, Result, RowsFile
 from passband.errors import ResultsError
-
-VERDICTS: tuple[str, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)
@@ -41,23 +36,17 @@ def read_runs(folder: str | Path) -> Runs:
     problems: list[str] = []
     if not (folder / RESULTS).exists():
         problems.append(f"{RESULTS} is missing in {folder}: there is no result to show")
-    cells = {_cell(row): row for row in _rows(folder / RESULTS, Result, problems)}
+    # Of two states of the code the newer counts; other data or another task is another cell.
+    cells = {
+        (row.key, row.task_version, row.data.get("hash")): row
+        for row in _rows(folder / RESULTS, Result, problems)
+    }
     claims: dict[tuple[str, str], ClaimRow] = {}
     for row in _rows(folder / CLAIMS, ClaimRow, problems):
         key = (row.system, row.claim)
         if not (key in claims and claims[key].scale == "full" and row.scale == "smoke"):
             claims[key] = row
     return Runs(folder, list(cells.values()), list(claims.values()), problems)
-
-
-def _cell(row: Result) -> str:
-    """What makes two rows the same cell: all that was asked for, nothing that was found.
-
-    Narrower than `key`, which changes with the code: of two states of the code the newer counts.
-    """
-    asked = (row.system, row.preset, row.overrides, row.task, row.task_version, row.size,
-             row.seed, row.budget, row.data)
-    return json.dumps(asked, sort_keys=True, default=str)
 
 
 def _rows(path: Path, kind: type[R], problems: list[str]) -> list[R]:

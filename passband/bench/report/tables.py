@@ -20,10 +20,11 @@ from passband.bench.budget import Budget
 from passband.bench.claims import Evidence
 from passband.bench.prove import ClaimRow
 from passband.bench.report.charts import SUPERSCRIPT, tick_text
-from passband.bench.report.rows import VERDICTS, Runs, read_runs
+from passband.bench.report.rows import Runs, read_runs
 from passband.bench.report.style import PALETTE
 from passband.bench.results import Result
 from passband.bench.task import Metric
+from passband.bench.verdict import VERDICTS
 from passband.errors import PassbandError
 
 SYMBOLS = {"holds": "✓", "fails": "✗", "inconclusive": "≈", "not shown": "○"}

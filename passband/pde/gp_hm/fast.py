@@ -56,8 +56,7 @@ class Axis:
         with torch.no_grad():
             tables = kernel.tables(torch.from_numpy(nodes - nodes[0]), theta)
             k, k1, k2 = (t.numpy() for t in tables)
-        uniform = np.allclose(np.diff(nodes), nodes[1] - nodes[0], rtol=1e-6)
-        if uniform:
+        if _uniform(nodes):
             values, vectors = eigenbasis(k, tolerance)
             matrices = (linalg.toeplitz(k), linalg.toeplitz(k1, -k1), linalg.toeplitz(k2))
         else:
@@ -76,17 +75,32 @@ class Axis:
 
 
 def evaluate(
-    kernel: MixtureKernel, theta: Theta, x: Array, nodes: Array, chunk: int = 4_000_000
-) -> tuple[Array, Array, Array]:
+    kernel: MixtureKernel, theta: Theta, x: Array, nodes: Array, chunk: int = 500_000
+) -> tuple[Array, ...]:
     """k, k', k'' between points [N] and nodes [M] -> three [N, M], in bounded memory."""
-    components = len(theta.log_w)
-    step = max(1, chunk // (len(nodes) * components))
-    parts = []
     with torch.no_grad():
-        for start in range(0, len(x), step):
-            gap = torch.from_numpy(np.subtract.outer(x[start : start + step], nodes))
-            parts.append([t.numpy() for t in kernel.tables(gap, theta)])
-    return tuple(np.concatenate(p) for p in zip(*parts, strict=True))  # type: ignore[return-value]
+        if _same_spacing(x, nodes):
+            # x_i - x_m depends on i - m only: N + M values instead of N M.
+            step = nodes[1] - nodes[0]
+            lags = x[0] - nodes[0] + step * np.arange(1 - len(nodes), len(x))
+            tables = kernel.tables(torch.from_numpy(lags), theta)
+            zero = len(nodes) - 1  # where the lag of x_0 and the first node stands
+            return tuple(
+                linalg.toeplitz(t.numpy()[zero:], t.numpy()[zero::-1]) for t in tables
+            )
+        rows = max(1, chunk // (len(nodes) * len(theta.log_w)))
+        parts = [
+            kernel.tables(torch.from_numpy(np.subtract.outer(x[i : i + rows], nodes)), theta)
+            for i in range(0, len(x), rows)
+        ]
+    return tuple(torch.cat(p).numpy() for p in zip(*parts, strict=True))
+
+
+def _same_spacing(x: Array, nodes: Array) -> bool:
+    return (
+        len(x) > 1 and _uniform(x) and _uniform(nodes)
+        and bool(np.isclose(x[1] - x[0], nodes[1] - nodes[0], rtol=1e-9, atol=0))
+    )
 
 
 @dataclass(frozen=True)
@@ -120,10 +134,10 @@ class FastSolver:
     def __init__(
         self, problem: Problem, nodes: Sequence[Array], tops: Sequence[float], kernel: str, *,
         components: int = 30, jitter: float = 1e-6, tolerance: float = 1e-14,
-        krylov: int = 200, newton: int = 30,
+        krylov: int = 200, newton: int = 30, linear_weights: bool = False,
     ) -> None:
         self.kernel, self.jitter, self.tolerance = KERNELS[kernel], jitter, tolerance
-        self.krylov, self.newton = krylov, newton
+        self.krylov, self.newton, self.linear_weights = krylov, newton, linear_weights
         discrete = problem.on(nodes)
         outflow = outflow_faces(problem.axes, discrete.terms, problem.faces)
         if outflow:
@@ -221,35 +235,30 @@ class FastSolver:
     def _learn_axis(
         self, axis: Axis, rows: Array, others: int, top: float, steps: int
     ) -> Theta:
-        x, length = axis.nodes, axis.nodes[-1] - axis.nodes[0]
-        count = len(axis.theta.log_w)
-        lags = torch.from_numpy(x - x[0])
-        uniform = np.allclose(np.diff(x), x[1] - x[0], rtol=1e-6)
+        x = axis.nodes
+        code = Coordinates(self.kernel, top, x[-1] - x[0], self.linear_weights)
+        uniform = _uniform(x)
         likelihood = negative_log_likelihood if uniform else dense_negative_log_likelihood
-        gaps = lags if uniform else torch.from_numpy(np.subtract.outer(x, x))
+        gaps = torch.from_numpy(x - x[0] if uniform else np.subtract.outer(x, x))
 
         def objective(flat: Array) -> tuple[float, Array]:
             p = torch.tensor(flat, requires_grad=True)
-            # Frequencies in units of 1 / length: all coordinates then have like curvature.
-            theta = Theta(p[:count], p[count : 2 * count], p[2 * count :] / length)
-            table = self.kernel.value(gaps, theta)
+            table = self.kernel.value(gaps, code.decode(p))
             try:
                 value, slope = likelihood(table.detach().numpy(), rows, others, self.jitter)
             except np.linalg.LinAlgError:
                 return 1e12, np.zeros_like(flat)
-            (gradient,) = torch.autograd.grad(table, p, torch.from_numpy(slope), allow_unused=True)
+            # A scalar, as an explicit output gradient makes torch import its symbolic shapes.
+            (gradient,) = torch.autograd.grad((table * torch.from_numpy(slope)).sum(), p)
             return value, gradient.numpy()
 
-        low, high = self.kernel.scale(FLATTEST / length), self.kernel.scale(max(top, 4 / length))
-        bounds = [LOG_W] * count + [(low, high)] * count + [(0.0, top * length)] * count
-        start = torch.cat([axis.theta.log_w, axis.theta.log_a, axis.theta.mu.abs() * length])
-        start = np.clip(start.numpy(), *np.array(bounds).T)
+        bounds = code.bounds(len(axis.theta.mu))
+        start = np.clip(code.encode(axis.theta), *np.array(bounds).T)
         found = optimize.minimize(
             objective, start, jac=True, method="L-BFGS-B", bounds=bounds,
             options={"maxiter": steps, "maxcor": 20},
-        ).x
-        p = torch.from_numpy(found)
-        return Theta(p[:count], p[count : 2 * count], p[2 * count :] / length)
+        )
+        return code.decode(torch.from_numpy(found.x))
 
     # ---- both ----------------------------------------------------------------------------
 
@@ -279,6 +288,39 @@ class FastSolver:
                 best = latest
             go_on = after_round is None or after_round(number, latest, best)
         return best, residuals
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Theta as the vector that an optimiser moves, with its bounds.
+
+    (log w or w, log a, mu x length): frequencies in units of 1 / length have a curvature like the
+    logarithms'.
+    """
+
+    kernel: MixtureKernel
+    top: float
+    length: float
+    linear_weights: bool
+
+    def encode(self, theta: Theta) -> Array:
+        w = theta.log_w.exp() if self.linear_weights else theta.log_w
+        return np.asarray(torch.cat([w, theta.log_a, theta.mu.abs() * self.length]))
+
+    def decode(self, p: torch.Tensor) -> Theta:
+        w, log_a, mu = p.chunk(3)
+        return Theta(w.log() if self.linear_weights else w, log_a, mu / self.length)
+
+    def bounds(self, components: int) -> list[tuple[float, float]]:
+        low, high = np.exp(LOG_W) if self.linear_weights else LOG_W
+        flat, steep = FLATTEST / self.length, max(self.top, 4 / self.length)
+        scales = (self.kernel.scale(flat), self.kernel.scale(steep))
+        each = [(low, high), scales, (0.0, self.top * self.length)]
+        return [pair for pair in each for _ in range(components)]
+
+
+def _uniform(x: Array) -> bool:
+    return bool(np.allclose(np.diff(x), x[1] - x[0], rtol=1e-6, atol=0))
 
 
 def start_theta(kernel: MixtureKernel, components: int, top: float, length: float) -> Theta:

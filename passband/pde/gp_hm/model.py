@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from passband.data.pde import Problem
-from passband.errors import DataError, PassbandWarning
+from passband.errors import DataError, PassbandWarning, ProblemError
 from passband.parts.kernels import KERNELS, MixtureKernel, Theta
 from passband.parts.toeplitz_torch import multiply, solve
 
@@ -137,6 +137,7 @@ class GridGP(nn.Module):
         self.problem, self.jitter, self.boundary_weight = problem, jitter, boundary_weight
         self.boundary, self.linear_weights = boundary, linear_weights
         self.warnings: list[str] = []
+        _check_uniform(problem)
         discrete = problem.on(problem.grid(points))
         self.nodes = discrete.nodes
         self.lags = [torch.from_numpy(x - x[0]) for x in discrete.nodes]
@@ -164,6 +165,7 @@ class GridGP(nn.Module):
         # A first GP that was frozen: itself, its values, and L of its mean.
         self.frozen: list[tuple[str, list[Theta], Tensor]] = []
         self.base = torch.zeros(discrete.shape, dtype=torch.float64)
+        self.base_faces = torch.zeros_like(self.base)
         self.base_part = torch.zeros_like(self.base)
 
     @property
@@ -174,7 +176,8 @@ class GridGP(nn.Module):
         """Parameters of an axis. With `linear_weights` w itself was learned: back to its log."""
         theta = self.prior.theta(axis)
         if self.linear_weights:
-            theta = theta._replace(log_w=theta.log_w.clamp_min(1e-30).log())
+            # |w|: a step across zero must not end a component's gradient.
+            theta = theta._replace(log_w=theta.log_w.abs().clamp_min(1e-30).log())
         return theta
 
     def add_extra_gp(self) -> None:
@@ -184,7 +187,9 @@ class GridGP(nn.Module):
         """
         with torch.no_grad():
             self.frozen.append(self._learned())
-            self.base_part = self.base_part + self._apply(self.evaluate())
+            field = self.evaluate()
+            self.base_part = self.base_part + self._linear_part(field)
+            self.base_faces = self.base_faces + self._for_faces(field)
             self.base = self.base + self.prior.u
         self.linear_weights = False
         one = [Theta.linspace(1, 0.0) for _ in self.nodes]
@@ -205,6 +210,13 @@ class GridGP(nn.Module):
 
     def evaluate(self) -> Field:
         """The field at the current parameters; the jitter grows by 10 where C is indefinite."""
+        wrong = {str(p.dtype) for p in self.parameters()} - {"torch.float64"}
+        if wrong:
+            raise DataError(
+                f"the model's parameters were moved to {wrong.pop()}",
+                expected=f"torch.float64: at a jitter of {self.jitter:g} nothing else is left of "
+                "the kernel matrix", mend="convert it back with model.double()",
+            )
         thetas = [self.theta(j) for j in range(len(self.lags))]
         while True:
             try:
@@ -222,23 +234,27 @@ class GridGP(nn.Module):
 
     def boundary_gap(self, field: Field) -> tuple[int, Tensor]:
         """Number of face values and the sum of their squared gaps."""
-        u: Tensor = self.u
-        if self.boundary == "mean":
-            u = field.alpha
-            for j in range(len(self.lags)):
-                u = field.multiply(u, j, 0)
-        u = u + self.base
+        u = self._for_faces(field) + self.base_faces
         gaps = [u.select(axis, end) - g for axis, end, g in self.faces]
         return sum(g.numel() for g in gaps), torch.stack([g.square().sum() for g in gaps]).sum()
 
+    def _for_faces(self, field: Field) -> Tensor:
+        """What meets the boundary values: U itself or the conditional mean, on the grid."""
+        if self.boundary == "literal":
+            return self.u
+        u = field.alpha
+        for j in range(len(self.lags)):
+            u = field.multiply(u, j, 0)
+        return u
+
     def residual(self, field: Field) -> Tensor:
         """L u + N(u) - f at the grid points [M1, ..., Md]."""
-        out = self._apply(field) + self.base_part - self.source
+        out = self._linear_part(field) + self.base_part - self.source
         if self.problem.nonlinear:
             out = out + self.problem.nonlinear[0](self.u + self.base)  # type: ignore[operator]
         return out
 
-    def _apply(self, field: Field) -> Tensor:
+    def _linear_part(self, field: Field) -> Tensor:
         parts = [c * field.derivative(k, self.problem.axes) for k, c in self.terms.items()]
         return torch.stack(parts).sum(0)
 
@@ -267,3 +283,15 @@ class GridGP(nn.Module):
             thetas = [Theta(*(p.clone() for p in self.theta(j))) for j in range(len(self.lags))]
         name = next(n for n, k in KERNELS.items() if k is self.prior.kernel)
         return name, thetas, alpha
+
+
+def _check_uniform(problem: Problem) -> None:
+    """Arrays on another grid would be interpolated, and u solved where nobody asked for it."""
+    for axis, x in zip(problem.axes, problem.nodes or (), strict=False):
+        steps = np.diff(x)
+        if problem.has_arrays and not np.allclose(steps, steps[0], rtol=1e-6, atol=0):
+            raise ProblemError(
+                f"nodes of axis {axis!r} are not uniform: steps from {steps.min():.3g} to "
+                f"{steps.max():.3g}", expected="a uniform grid in mode 'paper'",
+                mend="take mode='fast', or give the data as callables",
+            )

@@ -51,7 +51,7 @@ class GPHMConfig(Config):
     )
     # fast
     rounds: int = Field(6, ge=0, le=1000, description="fast: most rounds of learning, 0 to 1000")
-    learn_steps: int = Field(15, ge=1, le=1000, description="fast: L-BFGS steps a round, 1 to 1000")
+    learn_steps: int = Field(30, ge=1, le=1000, description="fast: L-BFGS steps a round, 1 to 1000")
     patience: int = Field(2, ge=1, description="fast: rounds without a better residual to the end")
     truncation: float = Field(
         1e-14, ge=1e-16, le=1e-3,
@@ -79,7 +79,7 @@ class GPHMConfig(Config):
         "added, (0, 1); None: never",
     )
     linear_weights: bool = Field(
-        False, description="paper: learn w instead of log w (an ablation: nothing is pruned)"
+        False, description="learn w instead of log w (an ablation)"
     )
     select: Literal["residual", "last"] = Field(
         "residual", description="which iterate is returned: smallest residual at grid midpoints, "
@@ -192,7 +192,7 @@ class GPHM(Solver):
             return FastSolver(
                 problem, plan.nodes, plan.tops, c.kernel, components=c.components,
                 jitter=c.jitter, tolerance=c.truncation, krylov=c.krylov_limit,
-                newton=c.newton_limit,
+                newton=c.newton_limit, linear_weights=c.linear_weights,
             )
 
         solver = solver_for(layout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,7 +14,7 @@ from pydantic import Field
 
 from passband.bench.budget import Budget
 from passband.bench.system import Config, Monitor, NullMonitor, System
-from passband.errors import DataError
+from passband.errors import DataError, PassbandWarning
 
 
 class LineConfig(Config):
@@ -21,6 +22,7 @@ class LineConfig(Config):
     pause: float = Field(0.0, ge=0, description="seconds of sleep per step")
     look: float = Field(0.0, ge=0, description="seconds that predict sleeps")
     memory: int = Field(0, ge=0, description="bytes that fit fills for a moment")
+    warn: str = Field("", description="warning to give")
     fail: Literal["", "error", "nan", "singular", "crash"] = Field("", description="how to fail")
     fail_seed: int = Field(-1, description="only with this seed; -1: with every one")
 
@@ -41,6 +43,8 @@ class LineSystem(System):
         assert data.test is None, "fit sees the test part"
         monitor = monitor or NullMonitor()
         meter, first = budget.start(), self._restore()
+        if self.config.warn:
+            warnings.warn(self.config.warn, PassbandWarning, stacklevel=2)
         if self.config.fail and self.config.fail_seed in (-1, self.seed):
             self._fail()
         block = np.ones(self.config.memory, dtype=np.uint8)

@@ -1,45 +1,39 @@
-"""What `passband info` adds to `passband.info`: types and ranges of fields, verdicts of claims."""
+"""Configuration fields as plain values, for `passband.info` and the tables of the command line.
+
+>>> fields_of(LoopConfig)[0]["name"], fields_of(LoopConfig)[0]["range"]
+('steps', '(0, inf)')
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from passband import api, catalog
-from passband.cli.verdicts import verdicts
+from pydantic.fields import FieldInfo
+
+from passband.bench.system import Config
 
 
-def about(name: str, runs: Path) -> dict[str, Any]:
-    """Every fact of one system as plain values; this is where its class is imported."""
-    facts = api.info(name)
-    config = catalog.get(name).load().Config
-    known = verdicts(runs).get(name, {})
-    facts["fields"] = [_field(*item) for item in config.model_fields.items()]
-    facts["claims"] = [
-        {**claim, "verdict": known.get(claim["id"], "")} for claim in facts["claims"]
-    ]
-    return facts
+def fields_of(config: type[Config]) -> list[dict[str, Any]]:
+    """Name, type, default, unit, range and description of every field; default None: required."""
+    return [_field(name, info) for name, info in config.model_fields.items()]
 
 
-def _field(name: str, info: Any) -> dict[str, Any]:
+def _field(name: str, info: FieldInfo) -> dict[str, Any]:
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     return {
         "name": name,
-        "type": _type_name(info.annotation),
-        "default": "required" if info.is_required() else _shown(info.get_default()),
+        "type": type_name(info.annotation),
+        "required": info.is_required(),
+        "default": None if info.is_required() else info.get_default(call_default_factory=True),
         "unit": str(extra.get("unit", "")),
         "range": _range(info),
         "description": info.description or "",
     }
 
 
-def _shown(value: Any) -> Any:
-    return value if isinstance(value, (bool, int, float, str)) or value is None else str(value)
-
-
-def _type_name(annotation: Any) -> str:
+def type_name(annotation: Any) -> str:
     """
-    >>> _type_name(int), _type_name(float | None), _type_name(Literal["fast", "paper"])
+    >>> type_name(int), type_name(float | None), type_name(Literal["fast", "paper"])
     ('int', 'float | None', "'fast' | 'paper'")
     """
     if get_origin(annotation) is Literal:
@@ -49,7 +43,7 @@ def _type_name(annotation: Any) -> str:
     return str(annotation).replace("typing.", "").replace("NoneType", "None")
 
 
-def _range(info: Any) -> str:
+def _range(info: FieldInfo) -> str:
     """The bounds of a number as an interval, e.g. "[1, 64]", "(0, inf)"; else nothing."""
     low, high = "(-inf", "inf)"
     for bound in info.metadata:
@@ -62,5 +56,3 @@ def _range(info: Any) -> str:
         if getattr(bound, "lt", None) is not None:
             high = f"{bound.lt:g})"
     return "" if (low, high) == ("(-inf", "inf)") else f"{low}, {high}"
-
-

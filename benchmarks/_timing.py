@@ -1,0 +1,148 @@
+"""What all benchmarks share: fresh processes with fixed threads, medians, memory, tables.
+
+>>> def work(n):
+...     return measure(lambda: sum(range(n)), repeats=5)
+>>> in_fresh_process(work, 10_000).seconds                     # 0.0002
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import psutil
+
+from passband.bench.memory import PeakMemory
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Median seconds of a call, and the highest memory above the start's over all calls."""
+
+    seconds: float
+    bytes: int
+    repeats: int
+
+
+def measure(
+    work: Callable[[], Any], repeats: int, limit: float = math.inf, warm: bool = False
+) -> Cost:
+    """Call `work` up to `repeats` times, but not again once `limit` seconds are spent.
+
+    warm: one call goes ahead untimed, unless it alone takes the limit.
+    """
+    seconds: list[float] = []
+    gc.collect()
+    with PeakMemory() as peak:
+        while len(seconds) < repeats + warm and sum(seconds) < limit:
+            start = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - start)
+    kept = seconds[1:] if warm and len(seconds) > 1 else seconds
+    return Cost(statistics.median(kept), peak.bytes, len(kept))
+
+
+def fix_threads(count: int, preload: Sequence[str]) -> None:
+    """Threads of BLAS and torch in the processes that follow, which start with `preload` imported.
+
+    The libraries read the environment once, when they are loaded: hence new processes.
+    """
+    for name in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM", "NUMEXPR"):
+        os.environ[f"{name}_NUM_THREADS"] = str(count)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(preload))
+
+
+def in_fresh_process(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """The result of a module's function called in a process of its own: clean peaks and caches.
+
+    Raises `MemoryError` when the process was killed.
+    """
+    if sys.stderr.isatty():
+        print(f"... {work.__name__} {' '.join(map(str, args))}", file=sys.stderr)
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(work, *args, **options).result()
+        except BrokenProcessPool:
+            raise MemoryError(f"{work.__name__}{args} was killed") from None
+
+
+def exponent(
+    sizes: Sequence[float], costs: Sequence[float], least: float = 0.0, last: int = 3
+) -> float | None:
+    """p of cost ~ size^p, least squares in logarithms over the last points above `least`."""
+    pairs = [(math.log(s), math.log(c)) for s, c in zip(sizes, costs, strict=True) if c > least]
+    if len(pairs) < 2:
+        return None
+    return statistics.linear_regression(*zip(*pairs[-last:], strict=True)).slope
+
+
+def machine(threads: int, packages: Sequence[str] = ("numpy", "scipy", "torch")) -> dict[str, Any]:
+    """Facts that timings depend on."""
+    return {
+        "processor": _processor(), "cores": os.cpu_count(), "threads": threads,
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "load": round(psutil.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+# ---- printing --------------------------------------------------------------------------------
+
+
+def print_machine(facts: dict[str, Any]) -> None:
+    print(" | ".join(f"{name} {value}" for name, value in facts.items()))
+    if facts["load"] + facts["threads"] > facts["cores"] + 0.5:
+        print(f"Other work shares the {facts['cores']} cores: absolute times are too long.")
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns: words to the left, numbers to the right."""
+    print(f"\n{title}")
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    numeric = [all(row[i][:1].isdigit() or row[i] in ("", "-") for row in rows)
+               for i in range(len(header))]
+    for number, line in enumerate(lines):
+        cells = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ]
+        print("  " + "  ".join(cells).rstrip())
+        if number == 0:
+            print("  " + "  ".join("-" * width for width in widths))
+
+
+def seconds(value: float | None) -> str:
+    """12.3 s, 45.6 ms; - for None."""
+    if value is None:
+        return "-"
+    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
+
+
+def megabytes(value: int) -> str:
+    return f"{value / 1e6:.0f} MB"
