@@ -33,9 +33,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cost:
-    """Median seconds of a call, and the highest memory above the start's over all calls."""
+    """Medians over calls of seconds by the clock and of the processor (all threads together: on a
+    busy machine the steadier one), and the highest memory above the start's."""
 
     seconds: float
+    processor: float
     bytes: int
     repeats: int
 
@@ -47,15 +49,16 @@ def measure(
 
     warm: one call goes ahead untimed, unless it alone takes the limit.
     """
-    seconds: list[float] = []
+    calls: list[tuple[float, float]] = []
     gc.collect()
     with PeakMemory() as peak:
-        while len(seconds) < repeats + warm and sum(seconds) < limit:
-            start = time.perf_counter()
+        while len(calls) < repeats + warm and sum(wall for wall, _ in calls) < limit:
+            start, busy = time.perf_counter(), time.process_time()
             work()
-            seconds.append(time.perf_counter() - start)
-    kept = seconds[1:] if warm and len(seconds) > 1 else seconds
-    return Cost(statistics.median(kept), peak.bytes, len(kept))
+            calls.append((time.perf_counter() - start, time.process_time() - busy))
+    kept = calls[1:] if warm and len(calls) > 1 else calls
+    wall, processor = map(statistics.median, zip(*kept, strict=True))
+    return Cost(wall, processor, peak.bytes, len(kept))
 
 
 def fix_threads(count: int, preload: Sequence[str]) -> None:

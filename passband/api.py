@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -146,7 +147,7 @@ def train(
 
 def apply(
     system: str | Path, inputs: str | Path | Iterable[str | Path], out: str | Path = "out", *,
-    preset: str = "small", seed: int = 0, **overrides: Any,
+    preset: str = "small", seed: int = 0, monitor: Monitor | None = None, **overrides: Any,
 ) -> list[Path]:
     """Apply a trained system, or one that needs no training, to the user's files.
 
@@ -157,6 +158,7 @@ def apply(
     system   folder of a saved system or of a finished cell; or an id of the catalog whose class
              has `needs_fit = False`
     inputs   one path or several; of several, each gets its own folder in `out`
+    monitor  receives progress, of one file after the other
     preset, seed, overrides: for an id only
     """
     paths = [Path(p) for p in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
@@ -167,12 +169,12 @@ def apply(
             raise DataError(f"{path} doesn't exist", expected="a file", mend="check the path")
     ready = _ready(system, preset, seed, overrides)
     out = Path(out)
-    if len(paths) == 1:
-        return ready.apply_file(paths[0], out)
-    folders = _folders(paths)
+    folders = [out] if len(paths) == 1 else [out / name for name in _folders(paths)]
+    for folder in folders:
+        _make(folder)
     return [
-        file for path, name in zip(paths, folders, strict=True)
-        for file in ready.apply_file(path, out / name)
+        file for path, folder in zip(paths, folders, strict=True)
+        for file in ready.apply_file(path, folder, monitor)
     ]
 
 
@@ -251,6 +253,19 @@ def _ready(system: str | Path, preset: str, seed: int, overrides: Mapping[str, A
             mend=f"passband train {name}, then give its folder in runs/{CELLS}/",
         )
     return card.create(preset, seed=seed, **overrides)
+
+
+def _make(folder: Path) -> None:
+    """The folder for what is written; refused before any long work starts."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"the folder {folder} can't be written: {error.strerror or error}",
+            expected="a writable folder", mend="choose another one with --out (out=...)",
+        ) from None
 
 
 def _folders(paths: Sequence[Path]) -> list[str]:

@@ -13,7 +13,7 @@ def test_python_blocks_run_in_order():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(blocks) >= 2
     for block in blocks:
-        exec(block.replace("range(100)", "range(2)"), names)  # noqa: S102
+        exec(block.replace("range(100)", "range(2)"), names)
     point = np.array([[0.3, 0.7]])
     assert abs(names["u"](point)[0] - names["wave"](0.3, 0.7)) < 1e-6
     assert names["loss"].isfinite()

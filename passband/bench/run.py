@@ -227,6 +227,7 @@ def run_cell(
     with locked(folder / ".lock", timeout=0, busy=busy):
         done = finished(job, file.latest()) if resume else None
         if done is not None:
+            _clear(folder)  # a kill may have come after the row
             return done
         resume = resume and _interrupted(folder, job)
         if not resume:

@@ -124,8 +124,11 @@ class System(ABC):
         `selected` names the rule that chose the returned iterate ("last", "residual", ...).
         """
 
-    def apply_file(self, path: Path, out: Path) -> list[Path]:
-        """Apply the system's main verb to one of the user's files; returns what was written."""
+    def apply_file(self, path: Path, out: Path, monitor: Monitor | None = None) -> list[Path]:
+        """Apply the system's main verb to one of the user's files; returns what was written.
+
+        monitor  hears of the progress of what takes long
+        """
         raise ConfigError(
             f"{self.id or type(self).__name__} can't be applied to files",
             expected="a system with a file verb", mend="use its verbs from Python: "

@@ -171,8 +171,12 @@ def apply_system(
     passband apply gp-hm problem.py           a system that needs no training first
     """
     from passband import api
+    from passband.cli.progress import bar
 
-    written = api.apply(target, inputs, out, preset=preset, **parse_settings(settings))
+    with bar(f"apply {target}") as monitor:
+        written = api.apply(
+            target, inputs, out, preset=preset, monitor=monitor, **parse_settings(settings)
+        )
     if as_json:
         write_json({"written": written})
         return

@@ -66,14 +66,14 @@ def say(text: str = "", style: str = "") -> None:
     console().print(text, style=style or None, soft_wrap=True)
 
 
-def paragraph(text: str, first: str = "") -> None:
+def paragraph(text: str, first: str = "", style: str = "") -> None:
     """Running text, wrapped to the terminal; `first` begins it and indents the rest."""
     import textwrap
 
     say(textwrap.fill(
         text, console().width, initial_indent=first, subsequent_indent=" " * len(first),
         break_long_words=False, break_on_hyphens=False,
-    ))
+    ), style=style)
 
 
 def complain(text: str, style: str = "") -> None:

@@ -46,7 +46,7 @@ def heading(text: str) -> None:
 
 def show_info(facts: Mapping[str, Any]) -> None:
     """Everything of `passband.info`, with a verdict beside each claim."""
-    say(f"{facts['id']}: {facts['title']}", style="bold")
+    paragraph(f"{facts['id']}: {facts['title']}", style="bold")
     paragraph(facts["summary"])
     for name in ("authors", "venue", "arxiv", "code", "licence", "family", "kind", "entry"):
         if facts[name]:

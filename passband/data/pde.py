@@ -311,8 +311,8 @@ def read_problem(path: str | Path) -> Problem:
     if path.suffix == ".npz":
         return _read_npz(path)
     raise ProblemError(
-        f"{path.name} has the ending {path.suffix!r}", expected=".py or .npz",
-        mend="see `passband info gp-hm` for both formats",
+        f"{path} has the ending {path.suffix!r}", expected=".py or .npz",
+        mend="a script that defines `problem`, or arrays as `help(passband.pde.read_problem)` says",
     )
 
 
@@ -388,8 +388,10 @@ def _npz_arrays(path: Path) -> dict[str, Array]:
             return {name: file[name] for name in file.files}
     # A torn or foreign file: TypeError is a single .npy array under the name of an .npz.
     except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        # NumPy takes whatever it doesn't know for pickled data and offers to run it.
+        why = "it holds no plain arrays" if "pickle" in str(error) else error
         raise ProblemError(
-            f"{path.name} can't be read: {error}", expected="an .npz of plain arrays",
+            f"{path.name} can't be read: {why}", expected="an .npz of plain arrays",
             mend="write it with numpy.savez, without object arrays",
         ) from None
 

@@ -7,6 +7,7 @@ equations nobody looked at.
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,14 +93,15 @@ class Solver(System):
         0.25
         """
         report = self._solve(problem.blind(), Budget.parse(budget), monitor or NullMonitor())
-        return Solution(self.axes, self.values, report, self)
+        # A copy: solving again with the same system must not change this solution.
+        return Solution(self.axes, self.values, report, copy.copy(self))
 
-    def apply_file(self, path: Path, out: Path) -> list[Path]:
+    def apply_file(self, path: Path, out: Path, monitor: Monitor | None = None) -> list[Path]:
         """Solve `problem.py` or `problem.npz`; write solution.npz, report.json and pictures."""
         from passband.pde.pictures import write_solution
 
         data = _data(read_problem(path))
-        report = self.fit(data.for_fit())
+        report = self.fit(data.for_fit(), monitor=monitor)
         return write_solution(self, data, report, out)
 
 

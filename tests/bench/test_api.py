@@ -94,6 +94,8 @@ def test_apply_refuses(tmp_path: Path) -> None:
         passband.apply("fakes-average", [])
     with pytest.raises(CheckpointError, match="is no folder"):
         passband.apply("runs/nothing", x)
+    with pytest.raises(ConfigError, match="can't be written"):
+        passband.apply("fakes-average", x, out=x / "out")
     folder = passband.create("fakes-average").save(tmp_path / "saved")
     with pytest.raises(ConfigError, match="can't be changed"):
         passband.apply(folder, x, width=3)

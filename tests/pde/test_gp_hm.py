@@ -1,4 +1,4 @@
-"""Fast mode: likelihoods against dense matrices, solutions against closed forms, what it reports."""
+"""Fast mode: likelihoods against dense matrices, solutions against closed forms, the report."""
 
 from functools import reduce
 

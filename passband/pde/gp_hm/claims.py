@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from passband.bench.claims import Bench, Evidence, judge, not_shown
+from passband.pde.tasks import TASKS
 
 KERNELS = ("gm", "stm")
 NEURAL = ("pinn", "w-pinn", "rff-pinn")
@@ -119,8 +120,6 @@ def level_on_new_equations(bench: Bench) -> Evidence:
 
 def finds_the_frequency(bench: Bench) -> Evidence:
     """C2: |top frequency - truth|, and the components left of 30, on one random tone a seed."""
-    from passband.catalog import task
-
     cells = [
         {"system": "gp-hm", "task": "poisson1d-tone", "seed": seed, "kernel": kernel,
          "preset": _preset(bench)}
@@ -128,7 +127,7 @@ def finds_the_frequency(bench: Bench) -> Evidence:
     ]
     gaps, table, most = [], [], 0
     for row in bench.run_many(cells):
-        problem = task("poisson1d-tone").data(row["seed"]).test.exact
+        problem = TASKS["poisson1d-tone"].data(row["seed"]).test.exact
         truth = problem.terms[0][2] / (2 * math.pi)
         found = row["spent"]["strongest"]["x"][0][1]
         used = row["spent"]["components_used"]["x"]

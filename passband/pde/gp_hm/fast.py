@@ -16,7 +16,8 @@ in the likelihood), and equations hold in the least-squares sense inside, not at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,10 +54,13 @@ class Axis:
         cls, nodes: Array, kernel: MixtureKernel, theta: Theta, known: tuple[int, ...],
         tolerance: float,
     ) -> Axis:
+        uniform = _uniform(nodes)
+        if uniform:  # to the last bit: the functions must be those of the Toeplitz matrix
+            nodes = np.linspace(nodes[0], nodes[-1], len(nodes))
         with torch.no_grad():
             tables = kernel.tables(torch.from_numpy(nodes - nodes[0]), theta)
             k, k1, k2 = (t.numpy() for t in tables)
-        if _uniform(nodes):
+        if uniform:
             values, vectors = eigenbasis(k, tolerance)
             matrices = (linalg.toeplitz(k), linalg.toeplitz(k1, -k1), linalg.toeplitz(k2))
         else:
@@ -81,7 +85,7 @@ def evaluate(
     with torch.no_grad():
         if _same_spacing(x, nodes):
             # x_i - x_m depends on i - m only: N + M values instead of N M.
-            step = nodes[1] - nodes[0]
+            step = (nodes[-1] - nodes[0]) / (len(nodes) - 1)
             lags = x[0] - nodes[0] + step * np.arange(1 - len(nodes), len(x))
             tables = kernel.tables(torch.from_numpy(lags), theta)
             zero = len(nodes) - 1  # where the lag of x_0 and the first node stands
@@ -99,7 +103,7 @@ def evaluate(
 def _same_spacing(x: Array, nodes: Array) -> bool:
     return (
         len(x) > 1 and _uniform(x) and _uniform(nodes)
-        and bool(np.isclose(x[1] - x[0], nodes[1] - nodes[0], rtol=1e-9, atol=0))
+        and bool(np.isclose(np.ptp(x) / (len(x) - 1), np.ptp(nodes) / (len(nodes) - 1), rtol=1e-9))
     )
 
 
@@ -254,10 +258,11 @@ class FastSolver:
 
         bounds = code.bounds(len(axis.theta.mu))
         start = np.clip(code.encode(axis.theta), *np.array(bounds).T)
-        found = optimize.minimize(
-            objective, start, jac=True, method="L-BFGS-B", bounds=bounds,
-            options={"maxiter": steps, "maxcor": 20},
-        )
+        with one_thread():
+            found = optimize.minimize(
+                objective, start, jac=True, method="L-BFGS-B", bounds=bounds,
+                options={"maxiter": steps, "maxcor": 20},
+            )
         return code.decode(torch.from_numpy(found.x))
 
     # ---- both ----------------------------------------------------------------------------
@@ -317,6 +322,17 @@ class Coordinates:
         scales = (self.kernel.scale(flat), self.kernel.scale(steep))
         each = [(low, high), scales, (0.0, self.top * self.length)]
         return [pair for pair in each for _ in range(components)]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tables of some ten thousand numbers: handing them to threads costs more than it saves."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _uniform(x: Array) -> bool:

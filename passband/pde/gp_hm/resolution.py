@@ -192,7 +192,7 @@ def _per_axis(name: str, value: Any, dim: int) -> list[Any] | None:
     if value is None:
         return None
     values = list(value) if isinstance(value, Sequence) else [value] * dim
-    if len(values) != dim or min(values) <= 0:
+    if len(values) != dim or not all(0 < v < math.inf for v in values):
         raise ConfigError(
             f"{name} = {value!r}", expected=f"a positive number, or {dim} of them, one per axis"
         )

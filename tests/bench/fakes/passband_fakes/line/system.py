@@ -92,7 +92,7 @@ class LineSystem(System):
         time.sleep(self.config.look)
         return self.weights[0] * x + self.weights[1]
 
-    def apply_file(self, path: Path, out: Path) -> list[Path]:
+    def apply_file(self, path: Path, out: Path, monitor: Monitor | None = None) -> list[Path]:
         out.mkdir(parents=True, exist_ok=True)
         np.savetxt(out / "y.txt", self.predict(np.loadtxt(path)))
         return [out / "y.txt"]
