@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from passband.bench.failures import failures
 from passband.bench.randomness import isolated
-from passband.bench.results import CURVES
+from passband.bench.results import CURVES, write_atomic
 from passband.bench.system import Monitor, NullMonitor, System
 from passband.bench.task import Data, Task
 
@@ -44,6 +44,8 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self.stopped = time.perf_counter()
+        if self._before:  # the kill came when the fit was over: nothing was logged again
+            self._join(math.inf)
         self._file.close()
 
     @property
@@ -94,20 +96,25 @@ class Recorder:
         names = dict.fromkeys(["step", "seconds", *(name for row in rows for name in row)])
         return {name: [row.get(name, math.nan) for row in rows] for name in names} if rows else {}
 
-    def _join(self, step: int) -> None:
+    def _join(self, step: float) -> None:
         """Put the rows from before the resume in front of the new ones."""
         kept = [row for row in self._before if row["step"] < step]
-        rows, self.rows, self._before = kept + self.rows, [], []
+        rows, self._before = kept + self.rows, []
         self.earlier = kept[-1]["seconds"] if kept else 0.0
         self._file.close()
-        self._file = self._path.open("w", encoding="utf-8")
-        for row in rows:
-            self._add(row)
+        # Whole or not at all: another kill must not take the beginning away.
+        write_atomic(self._path, "".join(map(_line, rows)).encode())
+        self._file = self._path.open("a", encoding="utf-8")
+        self.rows = rows
 
     def _add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(_line(row))
         self._file.flush()
+
+
+def _line(row: dict[str, float]) -> str:
+    return json.dumps(row) + "\n"
 
 
 def _read(path: Path) -> list[dict[str, float]]:

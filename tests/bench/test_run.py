@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from passband import catalog
 from passband.bench import run as run_module
 from passband.bench.budget import Budget
+from passband.bench.recorder import Recorder
 from passband.bench.results import CELLS, CHECKPOINT, CURVES, RESULTS, RUNNING, ResultsFile, locked
 from passband.bench.run import Cell, budget_text, run_cell, run_or_record
 from passband.bench.system import System
@@ -242,8 +244,6 @@ def test_failures_are_raised_alone_and_rows_in_a_comparison(tmp_path: Path) -> N
 
 
 def test_failed_pictures_cost_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from passband import catalog
-
     def fail(*_: object) -> None:
         raise RuntimeError("no ink")
 
@@ -321,3 +321,16 @@ def test_an_interrupted_cell_of_other_code_starts_anew(
     with pytest.warns(PassbandWarning, match="starts anew"):
         row = run_cell(cell(), tmp_path, resume=True)
     assert row.curves["step"][0] == 1 and (tmp_path / row.folder).is_dir()
+
+
+def test_a_resumed_fit_that_logs_nothing_keeps_its_curves(tmp_path: Path) -> None:
+    """The kill came between the end of the fit and the row."""
+    task, data = catalog.task("fakes-line"), catalog.task("fakes-line").data(0)
+    with Recorder(task, data, tmp_path) as first:
+        first.log(1, 0.0, loss=2.0)
+        first.log(2, 0.0, loss=1.0)
+    for _ in range(2):  # and once more
+        with Recorder(task, data, tmp_path, resume=True) as again:
+            pass
+        assert again.curves() == first.curves()
+        assert again.seconds >= first.curves()["seconds"][-1]
