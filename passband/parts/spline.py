@@ -21,9 +21,8 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 
 def _along(nodes: Array, values: Array, axis: int, degree: int) -> Any:
-    """The spline along one axis; of lower (odd) degree where there are too few nodes."""
-    fits = min(degree, len(nodes) - 1)
-    return make_interp_spline(nodes, values, k=fits - (fits > 1 and fits % 2 == 0), axis=axis)
+    """The spline along one axis; of lower degree where there are too few nodes."""
+    return make_interp_spline(nodes, values, k=min(degree, len(nodes) - 1), axis=axis)
 
 
 def spline_on(

@@ -52,7 +52,7 @@ class Solution:
 
     def __call__(self, points: Array) -> Array:
         """u at scattered points [N, d] (or [N] in one dimension) -> [N]."""
-        return self.solver.solution(_points(points, len(self.axes)))
+        return self.solver.solution(_points(points, self.axes))
 
 
 class Solver(System):
@@ -105,11 +105,21 @@ class Solver(System):
         return write_solution(self, data, report, out)
 
 
-def _points(points: Array, dim: int) -> Array:
+def _points(points: Array, axes: tuple[Array, ...]) -> Array:
+    dim = len(axes)
     x = np.asarray(points, dtype=float)
     x = x[:, None] if x.ndim == 1 and dim == 1 else x
     if x.ndim != 2 or x.shape[1] != dim:
         raise DataError(f"points have shape {np.shape(points)}", expected=f"[N, {dim}]")
+    low, high = (np.array([axis[end] for axis in axes]) for end in (0, -1))
+    slack = 1e-9 * (high - low)
+    inside = (x >= low - slack) & (x <= high + slack)
+    if not inside.all():
+        row = int(np.argmin(inside.all(axis=1)))
+        raise DataError(
+            f"point {row} is {x[row]}, not in the box", expected=f"between {low} and {high}",
+            mend="a solution says nothing outside its box",
+        )
     return x
 
 

@@ -547,5 +547,5 @@ def test_arrays_on_a_grid_that_is_not_uniform_are_refused():
 
 
 def test_too_few_points():
-    with pytest.raises(ConfigError, match="7 grid points"):
+    with pytest.raises(ConfigError, match="the grid 7"):
         get("gp-hm").create("paper", points=7).solve(SINGLE, "1 steps")

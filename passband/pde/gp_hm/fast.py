@@ -31,6 +31,7 @@ from passband.parts.galerkin import AxisBasis, Galerkin
 from passband.parts.kernels import KERNELS, MixtureKernel, Theta
 from passband.parts.linalg import along
 from passband.parts.toeplitz import ToeplitzInverse, autocorrelation, eigenbasis
+from passband.pde.gp_hm.residual import Residual
 
 Array = np.ndarray
 
@@ -158,7 +159,7 @@ class FastSolver:
             start_theta(self.kernel, components, top, x[-1] - x[0])
             for top, x in zip(self.tops, discrete.nodes, strict=True)
         ]
-        self._middle = self._midpoint_data()
+        self.residual = Residual(problem, discrete.nodes)
 
     # ---- solve ---------------------------------------------------------------------------
 
@@ -177,41 +178,22 @@ class FastSolver:
         if warm is not None and self.problem.nonlinear:
             start = on_grid([a.basis.project for a in axes], warm)
         z, steps = equation.solve(start, steps=self.newton)
-        return Iterate(axes, z, self._residual(axes, z), steps)
+        return Iterate(axes, z, self._measure(axes, z), steps)
 
-    def _midpoint_data(self) -> tuple[tuple[Array, ...], Array, dict[str, float | Array]]:
-        d = self.discrete
-        middle = tuple(0.5 * (x[1:] + x[:-1]) for x in d.nodes)
-        # Faces play no part between the nodes.
-        there = replace(self.problem, boundary=dict.fromkeys(self.problem.faces, 0.0)).on(middle)
-        return middle, there.source, there.terms
+    def _measure(self, axes: Sequence[Axis], z: Array) -> float:
+        """The relative residual between the nodes."""
+        tables = [a.at(x, (0, 1, 2)) for a, x in zip(axes, self.residual.middle, strict=True)]
 
-    def _residual(self, axes: Sequence[Axis], z: Array) -> float:
-        """|L u + N(u) - f| at midpoints over the terms' size, and |u - g| over g's on faces."""
-        middle, source, terms = self._middle
-        tables = [a.at(x, (0, 1, 2)) for a, x in zip(axes, middle, strict=True)]
-        total, size = -source, float(np.square(source).sum())
-        for key, c in terms.items():
-            part = c * on_grid(
-                [t[key.count(letter)] for t, letter in zip(tables, self.problem.axes, strict=True)],
-                z,
-            )
-            total = total + part
-            size += float(np.square(part).sum())
-        if self.problem.nonlinear:
-            total = total + self.problem.nonlinear[0](on_grid([t[0] for t in tables], z))
-        d = self.discrete
-        gap = (on_grid([a.basis.orders[0] for a in axes], z) - d.values)[d.known]
-        tiny = np.finfo(float).tiny
-        on_faces = np.square(gap).sum() / max(np.square(d.values).sum(), tiny)
-        inside = np.square(total).sum() / max(size, tiny)
-        residual = np.sqrt(inside + min(on_faces, np.square(gap).mean()))
-        return float(residual) if np.isfinite(residual) else float("inf")
+        def derivative(key: str) -> Array:
+            orders = [key.count(letter) for letter in self.problem.axes]
+            return on_grid([t[order] for t, order in zip(tables, orders, strict=True)], z)
+
+        return self.residual.relative(derivative, on_grid([a.basis.orders[0] for a in axes], z))
 
     # ---- learn ---------------------------------------------------------------------------
 
     def learn(self, iterate: Iterate, steps: int) -> list[Theta]:
-        """theta per axis from log p(U | theta), each axis in turn given the others."""
+        """theta per axis from log p(U | theta), each given the others' present kernels."""
         z = iterate.coefficients
         scale = float(np.sqrt(np.mean(iterate.values**2)))
         if scale == 0.0:

@@ -37,7 +37,7 @@ from passband.errors import DataError, PassbandWarning, ProblemError
 from passband.parts.kernels import KERNELS, MixtureKernel, Theta
 from passband.parts.toeplitz_torch import multiply, solve
 
-JITTER_LIMIT = 1e-3
+RAISES = 1000.0  # how far the jitter may grow: from 1e-6 to 1e-3
 
 
 class Prior(nn.Module):
@@ -135,6 +135,7 @@ class GridGP(nn.Module):
     ) -> None:
         super().__init__()
         self.problem, self.jitter, self.boundary_weight = problem, jitter, boundary_weight
+        self.jitter_limit = RAISES * jitter
         self.boundary, self.linear_weights = boundary, linear_weights
         self.warnings: list[str] = []
         _check_uniform(problem)
@@ -223,10 +224,10 @@ class GridGP(nn.Module):
                 return Field(self.prior, thetas, self.lags, self.jitter)
             except (np.linalg.LinAlgError, ValueError) as error:
                 finite = all(bool(torch.isfinite(p).all()) for theta in thetas for p in theta)
-                if not finite or self.jitter * 10 > JITTER_LIMIT:
+                if not finite or self.jitter * 10 > 1.001 * self.jitter_limit:
                     raise DataError(
                         f"the kernel matrix is not positive definite at jitter {self.jitter:g}",
-                        expected=f"a factor at a jitter of at most {JITTER_LIMIT:g}",
+                        expected=f"a factor at a jitter of at most {self.jitter_limit:g}",
                         mend="lower the learning rate, or use mode='fast'",
                     ) from error
                 self.jitter *= 10

@@ -6,7 +6,7 @@ limit is the frequency above which their windowed spectrum has next to no energy
 >>> import numpy as np
 >>> from passband.pde import Problem
 >>> problem = Problem({"x": (0, 1)}, {"xx": 1.0}, source=lambda x: np.sin(100 * x), boundary=0.0)
->>> round(band_limits(problem)[0])                      # 100 / (2 pi) = 15.9, plus the window
+>>> round(band_limits(problem)[0].limit)                      # 100 / (2 pi) = 15.9, plus the window
 18
 """
 
@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.signal import get_window
@@ -27,28 +27,47 @@ from passband.errors import ConfigError
 Array = np.ndarray
 
 ENERGY = 1e-7  # share of the energy that may lie above the band limit
-SAMPLES = (1024, 32_768)  # per line, at first and at most
+ENERGY_OF_JUMPS = 1e-2  # the same for data that no grid resolves
+SAMPLES = (1024, 16_384)  # per line, at first and at most
+RESOLVED = 0.4  # share of the samples' band that a limit may reach
+MAIN_LOBE = 5.0  # half width of the window's own spectrum, in units of 1 / length
 LINES = 5  # per transverse axis, and both its ends
 
 
-def band_limits(problem: Problem) -> tuple[float, ...]:
-    """The highest frequency of the data along each axis, in cycles per unit length."""
+class Band(NamedTuple):
+    """The highest frequency of the data along one axis, in cycles per unit length.
+
+    resolved is False for jumps and kinks: their limit holds 99 % of the energy only.
+    """
+
+    limit: float
+    resolved: bool = True
+
+
+def band_limits(problem: Problem) -> tuple[Band, ...]:
+    """The band of the data along each axis."""
     return tuple(_axis_limit(problem, j) for j in range(problem.dim))
 
 
-def _axis_limit(problem: Problem, axis: int) -> float:
+def _axis_limit(problem: Problem, axis: int) -> Band:
     lo, hi = problem.box[problem.axes[axis]]
     count = SAMPLES[0]
     while True:
-        x = np.linspace(lo, hi, count)
-        limit = max((_limit(line, hi - lo) for line in _lines(problem, axis, x)), default=0.0)
-        if limit < 0.4 * (count / 2) / (hi - lo) or count >= SAMPLES[1]:
-            return limit
+        lines = list(_lines(problem, axis, np.linspace(lo, hi, count)))
+        limit = _limit(lines, hi - lo)
+        if limit * (hi - lo) * 2 < RESOLVED * count:
+            return Band(limit)
+        if count >= SAMPLES[1]:
+            return Band(_limit(lines, hi - lo, ENERGY_OF_JUMPS), resolved=False)
         count *= 2
 
 
-def _limit(line: Array, length: float) -> float:
-    """Band limit of one sampled line."""
+def _limit(lines: Sequence[Array], length: float, share: float = ENERGY) -> float:
+    """The highest band limit of some sampled lines."""
+    return max((_line_limit(line, length, share) for line in lines), default=0.0)
+
+
+def _line_limit(line: Array, length: float, share: float) -> float:
     ramp = np.linspace(line[0], line[-1], len(line))
     if np.ptp(line - ramp) <= 1e-12 * max(np.abs(line).max(), 1e-300):
         return 0.0
@@ -56,7 +75,7 @@ def _limit(line: Array, length: float) -> float:
     tapered = (line - ramp) * get_window("blackmanharris", len(line), fftbins=False)
     energy = np.abs(np.fft.rfft(tapered)) ** 2
     above = np.cumsum(energy[::-1])[::-1]
-    last = int(np.searchsorted(-above, -ENERGY * above[0]))
+    last = int(np.searchsorted(-above, -share * above[0]))
     return last / length
 
 
@@ -91,8 +110,10 @@ def _places(problem: Problem, axis: int, x: Array) -> Iterator[Array]:
 # ---- the plan --------------------------------------------------------------------------------
 
 FEWEST = {1: 301, 2: 301, 3: 41}
-MOST = {1: 4001, 2: 1001, 3: 97}
+MOST = {1: 4001, 2: 1001, 3: 97}  # that are chosen, and the largest that may be given
+LARGEST = {1: 10_000, 2: 3000, 3: 300}
 OVERSAMPLING = 2.0  # Nyquist frequency of the grid over the highest frequency of the kernel
+HOPELESS = 0.5  # a relative residual that a finer grid will not mend
 MARGIN = 1.1  # of the kernel's top frequency over the data's band limit
 
 
@@ -111,14 +132,14 @@ class Plan:
 
         Axes along which u itself fills the band grow; where none does, all do.
         """
-        if residual <= self.poor:
-            return None
         dim = len(self.nodes)
+        if residual <= self.poor or residual > HOPELESS:
+            return None
         full = []
         for j, x in enumerate(self.nodes):
             lines = np.moveaxis(values, j, 0).reshape(len(x), -1).T
             some = lines[:: max(1, len(lines) // 16)]
-            full.append(max(_limit(line, x[-1] - x[0]) for line in some) > 0.95 * self.tops[j])
+            full.append(_limit(some, x[-1] - x[0]) > 0.95 * self.tops[j])
         nodes, tops = [], []
         for x, top, grows in zip(self.nodes, self.tops, full, strict=True):
             factor = 1.5 if grows or not any(full) else 1.0
@@ -131,7 +152,7 @@ class Plan:
 
 
 def plan(
-    problem: Problem, limits: Sequence[float], points: int | Sequence[int] | None = None,
+    problem: Problem, bands: Sequence[Band], points: int | Sequence[int] | None = None,
     top: float | Sequence[float] | None = None,
 ) -> Plan:
     """Grid and top frequencies from the data's band limits and what the user fixed.
@@ -139,7 +160,7 @@ def plan(
     Raises `ConfigError` for fewer than 8 points or a wrong number of axes. Frequencies above 0.9
     of the grid's Nyquist frequency would alias: they are lowered, and `notes` says so.
     """
-    dim, notes = problem.dim, []
+    dim, notes, limits = problem.dim, [], [band.limit for band in bands]
     counts = _per_axis("points", points, dim)
     wanted = _per_axis("max_frequency", top, dim)
     if problem.has_arrays and problem.nodes is not None:
@@ -157,12 +178,16 @@ def plan(
             ]
             counts = [min(max(need, FEWEST[dim]), MOST[dim]) for need in needs]
         nodes = problem.grid(counts)
-    if min(counts) < 8:
-        raise ConfigError(f"{min(counts)} grid points on an axis", expected="at least 8")
+    if not 8 <= min(counts) <= max(counts) <= LARGEST[dim]:
+        raise ConfigError(
+            f"points gives the grid {' x '.join(map(str, counts))}",
+            expected=f"8 to {LARGEST[dim]} on each axis in {dim} dimension{'s' * (dim > 1)}",
+            mend="matrices of points x points are held for each axis",
+        )
     tops = []
     for j, (length, count, limit) in enumerate(zip(problem.lengths, counts, limits, strict=True)):
         highest = _highest(count, length)
-        if limit > highest:
+        if limit - MAIN_LOBE / length > highest:
             notes.append(
                 f"axis {problem.axes[j]!r}: the data reach {limit:.3g} cycles per unit length, "
                 f"{count} points resolve {highest:.3g}; give more points"
@@ -176,7 +201,8 @@ def plan(
             tops.append(min(wanted[j], highest))
         else:
             tops.append(min(_aim(limit, length), highest))
-    free = points is None and not problem.has_arrays
+    # A finer grid does not help data that no grid resolves.
+    free = points is None and not problem.has_arrays and all(band.resolved for band in bands)
     return Plan(nodes, tuple(tops), free, tuple(notes))
 
 
