@@ -7,7 +7,7 @@ limit is the frequency above which their windowed spectrum has next to no energy
 >>> from passband.pde import Problem
 >>> problem = Problem({"x": (0, 1)}, {"xx": 1.0}, source=lambda x: np.sin(100 * x), boundary=0.0)
 >>> round(band_limits(problem)[0].limit)                      # 100 / (2 pi) = 15.9, plus the window
-18
+20
 """
 
 from __future__ import annotations
