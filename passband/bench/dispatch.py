@@ -166,7 +166,12 @@ def _local(work: Work) -> Iterator[Outcome]:
     given = os.environ.get("OMP_NUM_THREADS", "")
     threads = min(threads, int(given)) if given.isdecimal() and int(given) else threads
     quiet = replace(work, report=_silent)  # a callback stays in its process
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=threads):
+    with (
+        joblib.parallel_config(backend="loky", inner_max_num_threads=threads),
+        warnings.catch_warnings(),
+    ):
+        # loky renews a worker whose memory has grown; its cells are not lost.
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
         parallel = joblib.Parallel(n_jobs=processes, return_as="generator_unordered")
         yield from parallel(
             joblib.delayed(_in_process)(index, cell, quiet, threads)

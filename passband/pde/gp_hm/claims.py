@@ -157,14 +157,15 @@ def large_grids(bench: Bench) -> Evidence:
     )
     dense = points**4 * 8 / 1e9
     obtained = "; ".join(
-        f"{row['overrides']['kernel']}: error {_error(row):.0e} in {row['seconds']['fit']:.0f} s, "
-        f"{row['peak_memory'] / 1e6:.0f} MB"
+        f"{row['overrides']['kernel']}: error {_error(row):.0e} in {row['seconds']['fit']:.0f} s"
         for row in rows
     )
+    # A process that has worked before may find its memory already there: the larger one counts.
+    memory = max(row["peak_memory"] for row in rows) / 1e6
     return judge(
         [row["seconds"]["fit"] if _error(row) < 1e-3 else math.nan for row in rows],
         margin=60.0, better="lower", log=True, unit="seconds",
-        obtained=f"{obtained}; a dense kernel matrix would take {dense:.0f} GB",
+        obtained=f"{obtained}, {memory:.0f} MB; a dense kernel matrix takes {dense:.0f} GB",
     )
 
 
