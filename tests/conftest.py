@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 
 # Before NumPy or torch are imported. The problems in tests are small: more threads only wait for
@@ -13,6 +14,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 if "PASSBAND_CACHE" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="passband-tests-")
     os.environ["PASSBAND_CACHE"] = _cache.name
+
+# Shells start background jobs with Ctrl-C ignored, and Python keeps that: tests that interrupt
+# need the usual handler.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from hypothesis import settings  # noqa: E402
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from passband.bench.budget import Budget, Meter
 from passband.bench.system import Config, Monitor
 from passband.data.pde import Problem
-from passband.errors import CheckpointError, ConfigError, PassbandWarning
+from passband.errors import CheckpointError, ConfigError, DataError, PassbandWarning
 from passband.parts.kernels import KERNELS, Theta
 from passband.parts.linalg import along
 from passband.pde.gp_hm.fast import FastSolver, Iterate, evaluate
@@ -232,6 +232,7 @@ class GPHM(Solver):
             "residuals": residuals, "newton_steps": best.newton_steps,
             "faces_left_out": list(solver.outflow),
             "boundary_gap": solver.residual.boundary_gap(self.solution_on(self.axes)),
+            "log_joint": self._log_joint_or_none(problem),
         }
 
     def _keep(self, iterate: Iterate) -> None:
@@ -343,6 +344,15 @@ class GPHM(Solver):
                 target.copy_(torch.stack(list(scaled)))
             model.log_t.copy_(model.best_log_t().clamp(max=16.0))
             return float(model.log_joint())
+
+    def _log_joint_or_none(self, problem: Problem) -> float | None:
+        """For the report: None where the paper's objective has no value (grid not uniform)."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", PassbandWarning)  # a raised jitter is no news here
+                return self.log_joint(problem)
+        except DataError:
+            return None
 
     def variance(self, points: Array) -> Array:
         """Variance of the prior conditioned on the grid values, at points [N, d] -> [N].
