@@ -21,7 +21,8 @@ class Recorder:
     """Implements `Monitor` for `fit`, which runs inside its `with` block.
 
     Curves also go to a file in the cell's folder: a fit that resumes keeps its beginning. Rows
-    that the resumed fit repeats (from its first logged step on) are dropped.
+    that the resumed fit repeats (from its first logged step on) are dropped. A step has one look at
+    the truth at most: a second one there would say nothing new.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Recorder:
         self.excluded = 0.0  # seconds spent in `test_error`
         self.earlier = 0.0   # seconds of fit before the resume, up to the last row that is kept
         self.stopped: float | None = None
+        self._look: dict[str, float] = {}  # taken after a resume, before a step was logged
         self._path = folder / CURVES
         self._before = _read(self._path) if resume else []
         self._file = self._path.open("a" if resume else "w", encoding="utf-8")
@@ -77,8 +79,11 @@ class Recorder:
                 value = float(self.task.evaluate(system, self.data).get(name, math.nan))
             except failures():
                 value = math.nan
-        step = self.rows[-1]["step"] if self.rows else 0
-        self._add({"step": step, "seconds": seconds, name: value})
+        look = {"seconds": seconds, name: value}
+        if self._before:
+            self._look = look  # which step this is shows when the next one is logged
+        else:
+            self._add_look(look)
         self.excluded += time.perf_counter() - began
 
     # ---- curves --------------------------------------------------------------------------
@@ -106,6 +111,14 @@ class Recorder:
         write_atomic(self._path, "".join(map(_line, rows)).encode())
         self._file = self._path.open("a", encoding="utf-8")
         self.rows = rows
+        if self._look:
+            self._add_look(self._look)
+            self._look = {}
+
+    def _add_look(self, look: dict[str, float]) -> None:
+        step, name = self.rows[-1]["step"] if self.rows else 0, self.task.primary.name
+        if not any(name in row for row in self.rows if row["step"] == step):
+            self._add({"step": step, **look})
 
     def _add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
