@@ -448,3 +448,13 @@ def test_the_exact_solution_is_never_looked_at():
     object.__setattr__(honest, "exact", forbidden)
     a, b = (solve(p, points=30, rounds=1)[1].values for p in (blind, honest))
     assert np.array_equal(a, b)
+
+
+def test_the_report_speaks_of_the_iterate_that_is_returned():
+    """`residual` is that of the solution in hand, whichever iterate was selected."""
+    problem = tone_problem()
+    for select, pick in (("last", lambda r: r[-1]), ("residual", min)):
+        system, u = solve(problem, points=60, rounds=4, select=select)
+        assert u.report["residual"] == pick(u.report["residuals"])
+        middle = 0.5 * (u.axes[0][1:] + u.axes[0][:-1])
+        assert np.abs(system.solution(middle[:, None]) - problem.exact(middle)).max() < 1e-2

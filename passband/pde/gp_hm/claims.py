@@ -48,7 +48,10 @@ def below_neural_solvers(bench: Bench) -> Evidence:
 
 
 def below_ablations(bench: Bench) -> Evidence:
-    """C1-kernels: error over that of the better of GP-SE and GP-Matern, same solver and grid."""
+    """C1-kernels: error over that of the better of GP-SE and GP-Matern, in the same solver.
+
+    Each is given the grid it asks for: the ablations refine theirs further.
+    """
     names = SMOKE[:1] if bench.smoke else tuple(TABLE)
     jobs = [{"system": rival, "task": case} for case in names for rival in ABLATIONS]
     return _ratios(bench, names, ABLATIONS, jobs, "better ablation")

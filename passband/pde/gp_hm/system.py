@@ -174,8 +174,9 @@ class GPHM(Solver):
             )
             warnings.warn(notes[-1], PassbandWarning, stacklevel=3)
         return {
+            "highest_frequency": list(layout.tops),
             **report, "kernel": self.config.kernel, "points": [len(x) for x in self.axes],
-            "highest_frequency": list(layout.tops), "notes": notes,
+            "notes": notes,
             # Components above a share of the strongest.
             "components_used": _above(1e-5, spectrum), "components_kept": _above(1e-3, spectrum),
             "strongest": {
@@ -215,21 +216,26 @@ class GPHM(Solver):
                 break  # resolution isn't what is missing
             layout, solver, first = finer, candidate_solver, candidate
 
+        returned = first
+
         def after_round(number: int, latest: Iterate, best: Iterate) -> bool:
+            nonlocal returned
             meter.spend()
-            self._keep(latest if c.select == "last" else best)
+            returned = latest if c.select == "last" else best
+            self._keep(returned)
             self.learned = [a.theta for a in latest.axes]
             monitor.log(number, meter.seconds, residual=latest.residual, best=best.residual)
             monitor.progress(number / max(c.rounds, 1), f"residual {best.residual:.1e}")
             monitor.test_error(self)
             return not meter.exhausted
 
-        best, residuals = solver.run(
+        _, residuals = solver.run(
             c.rounds, c.learn_steps, c.patience, after_round=after_round, first=first
         )
         return {
-            "steps": meter.steps, "selected": c.select, "residual": best.residual,
-            "residuals": residuals, "newton_steps": best.newton_steps,
+            "steps": meter.steps, "selected": c.select, "residual": returned.residual,
+            "residuals": residuals, "newton_steps": returned.newton_steps,
+            "highest_frequency": list(layout.tops),  # of the grid that refinement ended with
             "faces_left_out": list(solver.outflow),
             "boundary_gap": solver.residual.boundary_gap(self.solution_on(self.axes)),
             "log_joint": self._log_joint_or_none(problem),
