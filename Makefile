@@ -42,7 +42,7 @@ lint: $(INSTALLED)
 
 ray: $(INSTALLED)
 	@echo "passband: installing the extra 'ray'"
-	@$(PIP) -e '.[dev,ray]'
+	@$(PIP) -e '.[dev,tuning,ray]'
 
 setup: $(INSTALLED)
 
@@ -59,7 +59,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "  1 of 2  torch"
 	@$(PIP) torch
 	@echo "  2 of 2  passband and what it needs"
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[dev,tuning]'
 	@touch $@
 
 clean:

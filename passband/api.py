@@ -111,9 +111,9 @@ def load(folder: str | Path) -> System:
 
 def train(
     system: str, task: str | None = None, *, preset: str = "small",
-    data: str | Path | None = None, budget: Budget | str | None = None, seed: int = 0,
-    size: str = "small", resume: bool = False, runs: str | Path = "runs",
-    monitor: Monitor | None = None, **overrides: Any,
+    data: str | Path | None = None, model: str | Path | None = None,
+    budget: Budget | str | None = None, seed: int = 0, size: str = "small", resume: bool = False,
+    runs: str | Path = "runs", monitor: Monitor | None = None, **overrides: Any,
 ) -> Result:
     """Train a system on a task, evaluate and save it; returns the result row.
 
@@ -123,6 +123,7 @@ def train(
 
     task     None: the first task of the card
     data     the user's own data in place of the task's, read by `task.read`
+    model    folder of the user's own model in place of the task's, where the task takes one
     budget   '2m', '500 steps', '10k examples', several joined by commas; None: the preset's own
     resume   return the row of a finished run, continue an interrupted one
     runs     folder of results; the system is saved in `runs/<result.folder>/system`
@@ -130,7 +131,7 @@ def train(
 
     Raises a PassbandError for what can be mended, before any long work where it can be seen.
     """
-    from passband.bench.run import Cell, budget_text, run_cell
+    from passband.bench.run import Cell, budget_text, run_cell, user_path
 
     card = catalog.get(system)
     if task is None and not card.tasks:
@@ -138,9 +139,9 @@ def train(
             f"{system!r} names no task of its own", expected="a task",
             mend=f"give one: {', '.join(t['name'] for t in info(system)['tasks']) or 'none fits'}",
         )
-    path = "" if data is None else str(Path(data).expanduser().resolve())
     cell = Cell(
-        system, task or card.tasks[0], preset, size, seed, budget_text(budget), overrides, path
+        system, task or card.tasks[0], preset, size, seed, budget_text(budget), overrides,
+        user_path(data), user_path(model),
     )
     return run_cell(cell, runs, resume=resume, monitor=monitor)
 
@@ -180,6 +181,7 @@ def apply(
 
 def compare(
     systems: Sequence[str], task: str, *, seeds: int | Sequence[int] = 3, preset: str = "small",
+    data: str | Path | None = None, model: str | Path | None = None,
     budget: Budget | str | None = None, size: str = "small",
     overrides: Mapping[str, Mapping[str, Any]] | None = None, baselines: bool = False,
     reference: str = "first", runs: str | Path = "runs", engine: str = "local",
@@ -198,9 +200,10 @@ def compare(
     from passband.bench import compare as engine_room
 
     return engine_room.compare(
-        systems, task, seeds=seeds, preset=preset, budget=budget, size=size, overrides=overrides,
-        baselines=baselines, reference=reference, runs=runs, engine=engine, processes=processes,
-        address=address, resume=resume, artifacts=artifacts, progress=_events(progress),
+        systems, task, seeds=seeds, preset=preset, data=data, model=model, budget=budget,
+        size=size, overrides=overrides, baselines=baselines, reference=reference, runs=runs,
+        engine=engine, processes=processes, address=address, resume=resume, artifacts=artifacts,
+        progress=_events(progress),
     )
 
 

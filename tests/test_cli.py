@@ -161,6 +161,19 @@ def test_compare_shows_each_system_and_the_paired_difference(here: Path) -> None
     found = succeed_json(*arguments)
     assert [s["system"] for s in found["summaries"]] == ["toy-solver", "chebyshev"]
     assert [s["n"] for s in found["summaries"]] == [2, 2]
+    assert "report" not in found and not (here / "runs" / "report.html").exists()
+    report = succeed(*arguments, "--html").strip().splitlines()[-1].removeprefix("report: ")
+    assert "Relative l2 against seconds" in (here / report).read_text()
+    assert succeed_json(*arguments, "--html")["report"] == report
+
+
+def test_compare_on_own_data(here: Path) -> None:
+    (here / "problem.py").write_text(PROBLEM)
+    found = succeed_json(
+        "compare", "toy-solver", "chebyshev", "--task", "poisson1d-mix", "--seeds", "1",
+        "--processes", "1", "--preset", "smoke", "--data", "problem.py",
+    )
+    assert [row["data"]["path"] for row in found["rows"]] == [str(here / "problem.py")] * 2
 
 
 def test_reproduce_prints_the_verdict_and_the_report_and_list_remembers(here: Path) -> None:
@@ -207,6 +220,11 @@ def test_new_lists_what_it_wrote(here: Path) -> None:
     (("train", "toy-solver", "--preset", "smal"), "UnknownNameError", "small"),
     (("train", "toy-solver", "--task", "poisson1d-mux"), "UnknownNameError", "poisson1d-mix"),
     (("train", "toy-solver", "--budget", "2 apples"), "BudgetError", "2 apples"),
+    (("train", "toy-solver", "--model", "."), "ConfigError", "takes no model"),
+    (("compare", "toy-solver", "--task", "poisson1d-mix", "--model", "."), "ConfigError",
+     "takes no model"),
+    (("compare", "toy-solver", "--task", "poisson1d-mix", "--data", "nothing.npz"), "DataError",
+     "nothing.npz"),
     (("apply", "toy-solver", "nothing.py"), "DataError", "nothing.py"),
     (("compare", "toy-solver", "--task", "poisson1d-mix", "--engine", "cloud"),
      "UnknownNameError", "cloud"),

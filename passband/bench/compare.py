@@ -25,7 +25,7 @@ from passband.bench.budget import Budget
 from passband.bench.claims import interval
 from passband.bench.dispatch import Report, dispatch
 from passband.bench.results import Result
-from passband.bench.run import Cell, budget_text
+from passband.bench.run import Cell, budget_text, user_path
 from passband.bench.task import Metric, Task
 from passband.errors import ConfigError, UnknownNameError
 
@@ -116,6 +116,7 @@ class Comparison:
 
 def compare(
     systems: Sequence[str], task: str, *, seeds: int | Sequence[int] = 3, preset: str = "small",
+    data: Path | str | None = None, model: Path | str | None = None,
     budget: Budget | str | None = None, size: str = "small",
     overrides: Mapping[str, Mapping[str, Any]] | None = None, baselines: bool = False,
     reference: str = "first", runs: Path | str = "runs", engine: str = "local",
@@ -125,6 +126,8 @@ def compare(
     """Run every system on the same data with the same budget, once per seed.
 
     seeds      how many (0, 1, ...), or which
+    data       the user's own data in place of the task's, the same for all systems
+    model      folder of the user's own model, likewise, where the task takes one
     overrides  fields per system: {"gp-hm": {"kernel": "gm"}}
     baselines  add the baselines that the cards of the systems name
     reference  what the others are tested against: "first", "best" (by mean), or a system's id.
@@ -143,7 +146,10 @@ def compare(
             raise UnknownNameError("system in overrides", name, names)
     numbers = _seeds(seeds)
     cells = [
-        Cell(name, task, preset, size, seed, budget_text(budget), dict(chosen.get(name, {})))
+        Cell(
+            name, task, preset, size, seed, budget_text(budget), dict(chosen.get(name, {})),
+            user_path(data), user_path(model),
+        )
         for name in names for seed in numbers
     ]
     rows = dispatch(

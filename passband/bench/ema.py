@@ -41,6 +41,12 @@ class Average:
                 average.copy_(tensors[name])
         torch._foreach_lerp_(averages, values, 1.0 - decay)
 
+    def follow(self, tensors: Tensors) -> None:
+        """Tensors that were resized start anew: an average over other shapes has no meaning."""
+        for name, average in self.tensors.items():
+            if average.shape != tensors[name].shape:
+                self.tensors[name] = tensors[name].detach().clone()
+
 
 def clone(tensors: Tensors) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}

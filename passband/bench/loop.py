@@ -43,11 +43,12 @@ from passband.bench.loop_config import LoopConfig
 from passband.bench.loop_setup import check, hint, is_lbfgs, learned, open_accelerator
 from passband.bench.optim import build_optimizer
 from passband.bench.schedule import crossed, spent
+from passband.bench.stateful import Stateful, check_shapes, cloned
 from passband.bench.streams import Streams
 from passband.bench.system import Monitor, NullMonitor, System
 from passband.errors import BudgetError, ConfigError, DataError, UnknownNameError
 
-__all__ = ["LoopConfig", "Outcome", "Stage", "evaluating", "train"]
+__all__ = ["LoopConfig", "Outcome", "Stage", "Stateful", "evaluating", "train"]
 
 ROWS, VALIDATIONS = 200, 20  # a run, where the configuration doesn't say
 SHORTEST = 2.0  # seconds between checkpoints
@@ -98,6 +99,7 @@ def train(
     optimizer: Optimizer | Mapping[str, Optimizer] | None = None,
     step: Step | None = None,
     collate: Callable[[list[Any]], Any] | None = None,
+    state: Stateful | None = None,
     checkpoints: Path | None = None,
     resume: bool | None = None,
 ) -> Outcome:
@@ -112,6 +114,8 @@ def train(
     validate     (module) -> metrics, called without gradients on the averaged weights if any
     optimizer    in place of the configured one; several by name for a custom `step`
     step         in place of the default step, for several losses: see `Stage`
+    state        what else the run carries: told the share of the budget before every step, saved
+                 in checkpoints, may resize parameters in place; see `stateful`
     checkpoints  folder for this run's checkpoint; default: the system's
     resume       continue from the checkpoint if there is one; default: the system's
 
@@ -134,7 +138,7 @@ def train(
         folder = system.checkpoints / "loop"
     wanted = resume if resume is not None else bool(system and system.resume)
     loop = _Loop(module, loss, step, budget, config, dict(optimizer), streams, system, monitor)
-    loop.validate, loop.folder = validate, folder
+    loop.validate, loop.folder, loop.state = validate, folder, state
     if folder is not None:
         loop.open(folder, wanted)
     devices = [loop.accelerator.device] if loop.accelerator.device.type == "cuda" else []
@@ -200,6 +204,7 @@ class _Loop:
 
     validate: Validate | None = None
     folder: Path | None = None
+    state: Stateful | None = None
 
     def __init__(
         self, module: nn.Module, loss: Loss | None, step: Step | None, budget: Budget,
@@ -256,6 +261,8 @@ class _Loop:
             fraction = self._fraction()
             while not self.stopped:
                 before, done = fraction, self.meter.steps
+                if self.state is not None:
+                    self._advance(self.state, before)
                 scale = config.factor(done, before)
                 for group in (g for o in self.raw.values() for g in o.param_groups):
                     group["lr"] = group["initial_lr"] * scale
@@ -286,6 +293,20 @@ class _Loop:
             if interrupts.received:  # after the last step
                 interrupts.leave(interrupts.received)
         return self._finish()
+
+    def _advance(self, state: Stateful, fraction: float) -> None:
+        """Tell the state where the run stands; it may resize what is trained."""
+        shapes = [tensor.shape for tensor in self.tensors.values()]
+        state.at(fraction)
+        if shapes == [tensor.shape for tensor in self.tensors.values()]:
+            return
+        if self.accelerator.num_processes > 1:
+            raise ConfigError(
+                "a state that resizes parameters, in several processes", expected="one process",
+                mend="start without `accelerate launch`",
+            )
+        if self.average:
+            self.average.follow(self.tensors)
 
     def _fraction(self) -> float:
         """Share of the budget that is spent."""
@@ -435,7 +456,8 @@ class _Loop:
         score = values[name] if rule == "lowest" else -values[name]
         if math.isfinite(score) and (self.best is None or score < self.best["score"]):
             tensors = clone(self._candidate or self.tensors)
-            self.best = {"score": score, "values": values, "tensors": tensors}
+            state = cloned(self.state.state_dict()) if self.state is not None else None
+            self.best = {"score": score, "values": values, "tensors": tensors, "state": state}
 
     def _look(self) -> None:
         """Let the report see the error."""
@@ -449,6 +471,9 @@ class _Loop:
     def _finish(self) -> Outcome:
         values = self.journal.latest
         if self.best is not None:
+            if self.state is not None:
+                self.state.load_state_dict(self.best["state"])
+                check_shapes(self.tensors, self.best["tensors"])
             copy_into(self.tensors, self.best["tensors"])
             values.update(self.best["values"])
         elif self.config.select != "last":
@@ -489,13 +514,19 @@ class _Loop:
 
     def about(self) -> dict[str, Any]:
         """What a checkpoint must agree with."""
+        shapes = {name: list(t.shape) for name, t in self.tensors.items()}
+        # A state may have resized them since: their names still have to agree.
+        trained = (
+            {"shapes": shapes} if self.state is None
+            else {"state": type(self.state).__name__, "trained": sorted(shapes)}
+        )
         return {
             "system": self.system.id if self.system else "",
             "seed": self.streams.seed,
             "budget": asdict(self.budget),
             "loop": self.config.model_dump(mode="json"),
             "config": self.system.config.model_dump(mode="json") if self.system else {},
-            "shapes": {name: list(t.shape) for name, t in self.tensors.items()},
+            **trained,
         }
 
     def save(self) -> None:
@@ -508,6 +539,7 @@ class _Loop:
             return
         scaler = self.accelerator.scaler
         tree = {
+            "state": self.state.state_dict() if self.state is not None else None,
             "tensors": dict(self.tensors),
             "optimizers": {name: o.state_dict() for name, o in self.raw.items()},
             "average": self.average and {
@@ -527,6 +559,11 @@ class _Loop:
     def restore(self, folder: Path) -> None:
         """Put everything back as `save` found it."""
         tree = checkpoint.restore(folder, self.about())
+        if self.state is not None:  # first of all: it gives the parameters their shapes
+            self.state.load_state_dict(tree["state"])
+            check_shapes(self.tensors, tree["tensors"])
+            if self.average:
+                self.average.follow(self.tensors)
         copy_into(self.tensors, tree["tensors"])
         for name, optimizer in self.raw.items():
             optimizer.load_state_dict(tree["optimizers"][name])

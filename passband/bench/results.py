@@ -56,7 +56,8 @@ class Result:
                   lists of one length, NaN where a row has no such value
     artifacts     list of `Artifact` as dicts; their files lie in `folder`
     folder        relative to the runs folder
-    data          the user's own data as {"path": ..., "hash": ...}; empty for embedded data
+    data          the user's own data as {"path": ..., "hash": ...}, own model as {"model": ...,
+                  "model_hash": ...}; empty for what is embedded
     """
 
     key: str

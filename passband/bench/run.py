@@ -68,6 +68,7 @@ class Cell:
     budget     text as `Budget.parse` reads it; empty for the preset's own
     overrides  configuration fields that differ from the preset
     data       path of the user's own data; empty for the task's embedded data
+    model      folder of the user's own model, for tasks that take one; empty for the task's
     """
 
     system: str
@@ -78,6 +79,7 @@ class Cell:
     budget: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     data: str = ""
+    model: str = ""
 
     @property
     def key(self) -> str:
@@ -87,6 +89,8 @@ class Cell:
         'gp-hm_advection_3_3da9ca31d999'
         """
         asked = asdict(self) | {"budget": asdict(Budget.parse(self.budget or None))}
+        if not self.model:  # keys of cells without one are older than the field
+            del asked["model"]
         text = json.dumps(asked, sort_keys=True, default=str)
         name = re.sub(r"[^\w-]+", "-", f"{self.system}_{self.task}_{self.seed}")
         return f"{name}_{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
@@ -113,6 +117,11 @@ class Job:
             and row.versions == facts.versions() and row.task_version == self.task.version
             and row.data == self.data
         )
+
+
+def user_path(path: str | Path | None) -> str:
+    """A path of the user's as the text of a cell: the same from every working folder."""
+    return "" if path is None else str(Path(path).expanduser().resolve())
 
 
 def budget_text(budget: Budget | str | None) -> str:
@@ -146,7 +155,24 @@ def check(cell: Cell) -> Job:
     budget = Budget.parse(cell.budget or None)
     card.check(cell.preset, **cell.overrides)
     data = {"path": cell.data, "hash": data_hash(Path(cell.data))} if cell.data else {}
+    if cell.model:
+        data |= {"model": cell.model, "model_hash": _model_hash(Path(cell.model), task)}
     return Job(cell, card, task, budget, facts.code_hash(card, task), data)
+
+
+def _model_hash(path: Path, task: Task) -> str:
+    if not task.takes_model:
+        able = [t.name for t in catalog.tasks().values() if t.takes_model and t.verb == task.verb]
+        raise ConfigError(
+            f"the task {task.name!r} takes no model of yours", expected="no --model (model=...)",
+            mend=f"tasks that take one: {', '.join(able)}" if able else "leave --model out",
+        )
+    if not path.is_dir():
+        raise DataError(
+            f"the model {path} is no folder", expected="a folder with a saved model",
+            mend="check the path given as model",
+        )
+    return data_hash(path)
 
 
 def check_runs(runs: Path) -> None:
@@ -184,7 +210,7 @@ def data_hash(path: Path) -> str:
     except OSError as error:
         raise DataError(
             f"{path} can't be read: {error.strerror}", expected="a readable file or folder",
-            mend="check the path given as data",
+            mend="check the path",
         ) from None
     return digest.hexdigest()
 
@@ -273,7 +299,11 @@ def _measure(
     job: Job, folder: Path, *, resume: bool, outer: Monitor | None, artifacts: bool
 ) -> Result:
     cell, task = job.cell, job.task
-    data = task.read(Path(cell.data)) if cell.data else task.data(cell.seed, _size(cell))
+    model = {"model": Path(cell.model)} if cell.model else {}
+    if cell.data:
+        data = task.read(Path(cell.data), **model)
+    else:
+        data = task.data(cell.seed, _size(cell), **model)
     with PeakMemory() as peak:
         system = job.card.create(cell.preset, seed=cell.seed, **cell.overrides)
         system.checkpoints, system.resume = folder / CHECKPOINT, resume

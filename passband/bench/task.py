@@ -29,6 +29,17 @@ class Metric:
     about: str = ""
 
 
+COSTS: dict[str, Metric] = {
+    cost.name: cost for cost in (
+        Metric("peak_memory", "bytes", "lower", log=True, about="of fitting and evaluating"),
+        Metric("seconds", "s", "lower", log=True, about="to fit"),
+        Metric("file_bytes", "bytes", "lower", log=True, about="of the saved system"),
+        Metric("parameters", "", "lower", log=True, about="learned scalars"),
+    )
+}
+"""What every result has besides its task's metrics, and a picture may be drawn against."""
+
+
 @dataclass(frozen=True)
 class Data(Generic[T]):
     """One seed's data. `test` is for `evaluate` only."""
@@ -66,17 +77,25 @@ class Task(ABC):
     verb: str = ""
     summary: str = ""
     metrics: tuple[Metric, ...] = ()
+    # Pictures of one thing against another for the report: pairs (x, y) of names of metrics or of
+    # COSTS. Each shows every system and the front of those that no other beats.
+    pareto: tuple[tuple[str, str], ...] = ()
+    takes_model: bool = False  # `data` and `read` accept the user's own model (`--model DIR`)
 
     @abstractmethod
-    def data(self, seed: int = 0, size: Size = "small") -> Data[Any]:
-        """Deterministic in (seed, size)."""
+    def data(self, seed: int = 0, size: Size = "small", model: Path | None = None) -> Data[Any]:
+        """Deterministic in (seed, size).
+
+        model  folder of the user's own model in place of the embedded one; the engine gives it to
+               tasks with `takes_model` alone, the others may leave the parameter out
+        """
 
     @abstractmethod
     def evaluate(self, system: System, data: Data[Any]) -> dict[str, float]:
         """Metrics by name; can't depend on any batch size."""
 
-    def read(self, path: Path) -> Data[Any]:
-        """The user's own data in place of the embedded data (`--data PATH`)."""
+    def read(self, path: Path, model: Path | None = None) -> Data[Any]:
+        """The user's own data in place of the embedded data (`--data PATH`); model as in `data`."""
         raise DataError(
             f"the task {self.name!r} has no reader for user data", expected="its embedded data",
             mend="leave --data out",

@@ -36,6 +36,10 @@ Settings = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Set one configuration field; repeatable."),
 ]
 DataPath = Annotated[Path | None, typer.Option("--data", help="Your own data for the task.")]
+ModelPath = Annotated[
+    Path | None,
+    typer.Option("--model", metavar="DIR", help="Your own pretrained model, if the task takes it."),
+]
 Engine = Annotated[str, typer.Option(help="local (processes on this machine) or ray (a cluster).")]
 Address = Annotated[str | None, typer.Option(help="Address of the Ray cluster, such as auto.")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Processes at a time.")]
@@ -123,6 +127,7 @@ def train(
     system: Annotated[str, typer.Argument(help="A name from `passband list`.")],
     task: Annotated[str | None, typer.Option(help="The job; default: the card's first.")] = None,
     data: DataPath = None,
+    model: ModelPath = None,
     preset: Preset = "small",
     settings: Settings = None,
     budget: BudgetText = None,
@@ -144,8 +149,8 @@ def train(
 
     with bar(f"train {system}") as monitor:
         result = api.train(
-            system, task, data=data, preset=preset, budget=budget, seed=seed, size=size,
-            resume=resume, runs=runs, monitor=monitor, **parse_settings(settings),
+            system, task, data=data, model=model, preset=preset, budget=budget, seed=seed,
+            size=size, resume=resume, runs=runs, monitor=monitor, **parse_settings(settings),
         )
     if as_json:
         write_json(result)
@@ -188,6 +193,8 @@ def apply_system(
 def compare(
     systems: Systems,
     task: Annotated[str, typer.Option(help="The job that all of them do.")],
+    data: DataPath = None,
+    model: ModelPath = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Add the baselines on the systems' cards.")
@@ -201,6 +208,7 @@ def compare(
     engine: Engine = "local",
     address: Address = None,
     processes: Processes = None,
+    html: Annotated[bool, typer.Option("--html", help="Write the report as well.")] = False,
     runs: Runs = RUNS,
     as_json: AsJson = False,
 ) -> None:
@@ -209,6 +217,7 @@ def compare(
     \b
     passband compare gp-hm chebyshev pinn --task poisson1d-mix --seeds 3
     passband compare gp-hm --baselines --task poisson1d-random --budget 30s
+    passband compare gp-hm pinn --task poisson1d-mix --data problem.npz
     passband compare gp-hm pinn --task poisson1d-random --engine ray --address auto
     """
     from passband import api
@@ -216,16 +225,23 @@ def compare(
 
     with bar(f"compare on {task}") as monitor:
         found = api.compare(
-            systems, task, seeds=seeds, budget=budget, preset=preset, size=size,
-            baselines=baselines, reference=reference, engine=engine, address=address,
+            systems, task, data=data, model=model, seeds=seeds, budget=budget, preset=preset,
+            size=size, baselines=baselines, reference=reference, engine=engine, address=address,
             processes=processes, runs=runs, progress=monitor.progress,
         )
+    written = None
+    if html:
+        from passband.bench.report import write_report
+
+        written = write_report(runs)
     if as_json:
-        write_json(found)
+        write_json(found.to_json() | ({"report": written} if written else {}))
         return
     from passband.cli.tables import show_comparison
 
     show_comparison(found)
+    if written:
+        say(f"report: {written}")
 
 
 @app.command()

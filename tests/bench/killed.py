@@ -1,6 +1,8 @@
 """Train in a child process and kill it again and again; run as a script by `test_loop_kill`.
 
-    python killed.py FOLDER KILLS OPTIMIZER
+    python killed.py FOLDER KILLS OPTIMIZER[+state]
+
+With `+state` a state halves the first layer midway and keeps a running target.
 
 Torch is imported once, before the children are forked. Prints JSON: how many children were
 killed, how many of them while saving, at which iteration the last one went on, and whether the
@@ -21,7 +23,9 @@ from torch import nn
 from passband.bench import checkpoint
 from passband.bench.budget import Budget
 from passband.bench.loop import LoopConfig, train
+from passband.bench.optim import build_optimizer
 from passband.bench.streams import Streams
+from tests.bench.halving import Halving
 
 STEPS = 200
 
@@ -31,14 +35,18 @@ def run(folder: Path | None, optimizer: str) -> torch.Tensor:
     with streams.initialising():
         module = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Dropout(0.1), nn.Linear(4, 1))
     x = torch.linspace(-1, 1, 64).reshape(32, 2)
+    optimizer, _, stateful = optimizer.partition("+")
     config = LoopConfig(
         optimizer=optimizer, batch_size=8, checkpoint_steps=1, ema=0.9, validate_every=5,
         select="lowest error", lbfgs_iterations=2,
     )
+    built = build_optimizer(module.parameters(), config)
+    state = Halving(module, built) if stateful else None
     train(
         module, lambda m, b: (m(b) - b.prod(1, keepdim=True)).square().mean(), x,
         Budget(steps=STEPS), config, streams=streams, checkpoints=folder, resume=True,
         validate=lambda m: {"error": (m(x) - x.prod(1, keepdim=True)).abs().max()},
+        optimizer=built, state=state,
     )
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 

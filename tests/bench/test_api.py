@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 import passband
-from passband.errors import CheckpointError, ConfigError, DataError, UnknownNameError
+from passband.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PassbandWarning,
+    UnknownNameError,
+)
 
 pytestmark = pytest.mark.usefixtures("fakes")
 
@@ -27,7 +33,7 @@ def test_list_and_info() -> None:
     facts = passband.info("fakes-line")
     assert facts["presets"]["smoke"] == {"steps": 5} and facts["verbs"] == ("predict",)
     assert facts["fields"][0]["name"] == "steps" and facts["fields"][0]["default"] == 30
-    assert [task["name"] for task in facts["tasks"]] == ["fakes-line"]
+    assert [task["name"] for task in facts["tasks"]] == ["fakes-line", "fakes-shifted"]
     assert [claim["id"] for claim in facts["claims"]] == ["C1", "C2", "C3"]
     with pytest.raises(UnknownNameError, match="did you mean 'fakes-line'"):
         passband.info("fakes-lin")
@@ -71,6 +77,31 @@ def test_train_on_own_data_is_the_same_from_anywhere(
     (tmp_path / "bad.csv").write_text("a,b\n")
     with pytest.raises(DataError, match=r"bad\.csv"):
         passband.train("fakes-line", data="bad.csv")
+
+
+def test_train_with_own_model_is_the_same_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "shift.txt").write_text("10")
+    first = passband.train(
+        "fakes-line", "fakes-shifted", model=tmp_path / "mine", runs=tmp_path / "runs", steps=300
+    )
+    plain = passband.train("fakes-line", "fakes-shifted", runs=tmp_path / "runs", steps=300)
+    monkeypatch.chdir(tmp_path)
+    again = passband.train(
+        "fakes-line", "fakes-shifted", model="mine", runs="runs", resume=True, steps=300
+    )
+    assert again == first and first.data["model"] == str(tmp_path / "mine") and not plain.data
+    shifts = [passband.load(Path("runs") / row.folder).state()["weights"][1]
+              for row in (first, plain)]
+    assert shifts[0] == pytest.approx(shifts[1] + 10, abs=0.01)
+    (tmp_path / "mine" / "shift.txt").write_text("11.5")
+    with pytest.warns(PassbandWarning, match="other data"):
+        other = passband.train(
+            "fakes-line", "fakes-shifted", model="mine", runs="runs", resume=True, steps=300
+        )
+    assert other.key == first.key and other.data != first.data
 
 
 def test_apply_to_several_files_keeps_them_apart(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from passband import catalog
+from passband import api, catalog
 from passband.bench.compare import Comparison, compare, holm, summarise
 from passband.bench.results import RESULTS, Result, ResultsFile, encode
 from passband.errors import ConfigError, UnknownNameError
@@ -164,6 +164,25 @@ def test_same_data_and_seeds_for_all(tmp_path: Path) -> None:
     )
     assert len(ResultsFile(tmp_path / RESULTS).read()) == 7  # only the failed cell ran again
     assert again.summaries[1] == result.summaries[1]
+
+
+def test_own_data_and_model_are_the_same_for_all(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "shift.txt").write_text("10")
+    (tmp_path / "points.csv").write_text("0,1\n1,3\n")
+    result = compare(
+        ["fakes-line", "fakes-average"], "fakes-shifted", seeds=2, runs=tmp_path / "runs",
+        processes=1, data=tmp_path / "points.csv", model=tmp_path / "mine",
+    )
+    assert len(result.rows) == 4
+    (facts,) = {tuple(sorted(row.data.items())) for row in result.rows}
+    assert dict(facts)["path"] == str(tmp_path / "points.csv")
+    assert dict(facts)["model"] == str(tmp_path / "mine")
+    average = api.load(tmp_path / "runs" / result.rows[3].folder)
+    assert average.state()["weights"][1] == pytest.approx(12.0)  # of 1 and 3, shifted by 10
+    with pytest.raises(ConfigError, match="takes no model"):
+        compare(["fakes-line"], "fakes-line", runs=tmp_path / "none", model=tmp_path / "mine")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_comparison_is_json(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ ENVIRONMENT = {
     ("kills", "optimizer"),
     [
         (5, "adamw"),
+        (5, "adamw+state"),
         pytest.param(20, "adamw", marks=pytest.mark.slow),
+        pytest.param(20, "adamw+state", marks=pytest.mark.slow),
         pytest.param(20, "lbfgs", marks=pytest.mark.slow),
     ],
 )

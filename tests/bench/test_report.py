@@ -348,14 +348,17 @@ def test_durations_and_sizes() -> None:
 # ---- drawings --------------------------------------------------------------------------------
 
 
-def test_the_front_holds_exactly_the_unbeaten_points() -> None:
+@pytest.mark.parametrize("x", ["lower", "higher"])
+@pytest.mark.parametrize("y", ["lower", "higher"])
+def test_the_front_holds_exactly_the_unbeaten_points(x: str, y: str) -> None:
     rng = np.random.default_rng(0)
     points = [tuple(p) for p in rng.uniform(1, 2, (40, 2))]
+    sign = np.array([1 if better == "lower" else -1 for better in (x, y)])
     unbeaten = {
         p for p in points
-        if not any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points)
+        if not any((sign * q <= sign * p).all() and q != p for q in points)
     }
-    assert set(charts._front(points, "lower")) == unbeaten
+    assert set(charts.front_of(points, x, y)) == unbeaten
 
 
 def test_log_axes_put_decades_at_equal_steps() -> None:
@@ -405,3 +408,154 @@ def test_svg_is_cleaned_and_ids_made_unique() -> None:
     assert "fill: red" in svg
     with pytest.raises(ValueError, match="not an SVG"):
         clean_svg("<html/>", "", "")
+
+
+# ---- one measure against another -------------------------------------------------------------
+
+
+NAMES = ("hft", "sara", "ba-lora", "sorsa", "corda", "s2ft", "intruder-dims", "nm-flow", "lt-sft",
+         "spiel", "s3ft", "gs-lora", "pretrained-thesis", "full-fine-tuning")
+PLACES = {
+    "spread": lambda rng, n: (rng.uniform(1, 9, n), rng.uniform(1, 9, n)),
+    "in clusters": lambda rng, n: (rng.choice([1.0, 5.0], n) + rng.normal(size=n) / 99,
+                                   rng.choice([1.0, 5.0], n) + rng.normal(size=n) / 99),
+    "in one place": lambda rng, n: (np.full(n, 2.0), np.full(n, 3.0)),
+    "on a line": lambda rng, n: (np.arange(1.0, n + 1), np.arange(1.0, n + 1)),
+    "one above the other": lambda rng, n: (np.full(n, 2.0), np.arange(1.0, n + 1)),
+}
+
+
+def dots(x: Any, y: Any, names: tuple[str, ...] = NAMES) -> list[charts.Point]:
+    return [
+        charts.Point(name, i, charts.Span(a, a, a), charts.Span(b, b, b))
+        for i, (name, a, b) in enumerate(zip(names, map(float, x), map(float, y), strict=False))
+    ]
+
+
+def boxes(svg: str) -> list[tuple[str, float, float, float, float]]:
+    """(name, left, top, right, bottom) of every name in a chart, letters 6.6 px wide."""
+    found = re.findall(
+        r'class="direct" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]+)<', svg
+    )
+    out = []
+    for x, y, anchor, text in found:
+        wide = 6.6 * len(text)
+        left = float(x) - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+        out.append((text, left, float(y) - 10, left + wide, float(y) + 3))
+    return out
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("how", PLACES)
+def test_fourteen_names_stand_apart_from_each_other_and_all_markers(how: str, log: bool) -> None:
+    x, y = PLACES[how](np.random.default_rng(1), 14)
+    svg = str(charts.pareto(
+        dots(x, y), charts.Measure("cost", "lower", log), charts.Measure("error", "lower", log)
+    ))
+    labels = boxes(svg)
+    assert sorted(label[0] for label in labels) == sorted(NAMES)
+    height = float(re.findall(r'viewBox="0 0 360 ([\d.]+)"', svg)[0])
+    marks = [
+        (float(a) - 4, float(b) - 4, float(a) + 4, float(b) + 4)
+        for a, b in re.findall(r'transform="translate\(([\d.]+),([\d.]+)\)(?: rotate\(45\))?"', svg)
+    ]
+    assert len(marks) == 14
+    for i, (_, left, top, right, bottom) in enumerate(labels):
+        assert left >= charts.LEFT and right <= 360 and top >= 0
+        assert bottom <= height - charts.BOTTOM
+        rest = [label[1:] for label in labels[i + 1:]] + marks
+        assert not [o for o in rest
+                    if left < o[2] and o[0] < right and top < o[3] and o[1] < bottom]
+
+
+def test_a_crowd_that_has_no_room_is_still_drawn() -> None:
+    names = tuple(f"a-rather-long-name-{i:03}" for i in range(200))
+    svg = str(charts.pareto(
+        dots(np.ones(200), np.ones(200), names), charts.Measure("x", "lower"),
+        charts.Measure("y", "lower"),
+    ))
+    assert svg.count("class=\"mark\"") + svg.count("class=\"stroke\"") == 200
+    assert 0 < len(boxes(svg)) < 200
+
+
+@pytest.mark.parametrize(("x", "y", "ends"), [
+    ("lower", "lower", "right"), ("higher", "lower", "left"), ("lower", "higher", "right"),
+])
+def test_arrows_point_to_the_better_side_and_the_front_ends_at_the_worse(
+    x: str, y: str, ends: str
+) -> None:
+    svg = str(charts.pareto(
+        dots([1, 2, 3], [3, 1, 2]), charts.Measure("cost", x), charts.Measure("error", y)
+    ))
+    arrows = {"lower": "← better", "higher": "better →"}
+    names = re.findall(r'class="name"[^>]*>([^<]+)<', svg)
+    assert [name.split("\u2002")[1] for name in names] == [arrows[x], arrows[y]]
+    (steps,) = re.findall(r'class="front" d="([^"]+)"', svg)
+    edge = float(steps.rpartition("H")[2])
+    assert edge == (charts.LEFT if ends == "left" else charts.WIDTH - charts.RIGHT)
+
+
+def test_error_bars_have_the_length_of_the_spread() -> None:
+    spans = [charts.Span(2.0, 1.0, 4.0), charts.Span(10.0, 10.0, 10.0)]
+    points = [charts.Point("a", 0, spans[0], spans[1]), charts.Point("b", 1, spans[1], spans[0])]
+    for log in (False, True):
+        svg = str(charts.pareto(
+            points, charts.Measure("x", "lower", log), charts.Measure("y", "lower", log)
+        ))
+        across, up = re.findall(r'class="bars" d="([^"]+)"', svg)
+        left, right = map(float, re.findall(r"M([\d.]+),[\d.]+H([\d.]+)$", across)[0])
+        low, high = map(float, re.findall(r"M[\d.]+,([\d.]+)V([\d.]+)$", up)[0])
+        (middle,) = (float(v) for v in re.findall(r'translate\(([\d.]+),[\d.]+\)"', svg)[:1])
+        share = (middle - left) / (right - left)
+        assert share == pytest.approx(0.5 if log else 1 / 3, abs=2e-3)  # 2 between 1 and 4
+        assert low > high  # upwards on the page
+
+
+def test_an_axis_is_linear_where_a_value_allows_no_logarithm() -> None:
+    svg = charts.pareto(
+        dots([1, 2], [0.0, 1e-3]), charts.Measure("x", "lower", True),
+        charts.Measure("y", "lower", True),
+    )
+    assert svg is not None and svg.count('class="mark"') == 2
+    assert charts.pareto(dots([1], [1]), charts.Measure("x", "lower"),
+                         charts.Measure("y", "lower")) is None
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_task_says_what_is_drawn_against_what(tmp_path: Path) -> None:
+    def shifted(system: str, seed: int, mse: float, **more: Any) -> Result:
+        return row(system=system, seed=seed, task="fakes-shifted",
+                   metrics={"mse": mse, "r2": 1 - mse}, **more)
+
+    rows = [
+        *(shifted("fakes-line", i, 10.0 ** -(i + 1), seconds={"fit": 1.0 + i}) for i in range(3)),
+        *(shifted("fakes-average", i, 0.5, seconds={"fit": 0.1}) for i in range(3)),
+    ]
+    page = Page(write_report(write(tmp_path, rows)))
+    for caption in ("Mse against seconds", "Mse against r2"):
+        assert caption in page.text
+    assert "against peak memory" not in page.text
+    labels = [svg["aria-label"] or "" for svg in page.of("svg") if svg.get("aria-label")]
+    assert any(
+        text == "mse against seconds to fit for fakes-line, fakes-average; better is lower mse and "
+        "lower seconds to fit" for text in labels
+    )
+    assert any("lower mse and higher r2" in text for text in labels)
+    (table,) = comparison(tmp_path)
+    line = next(entry for entry in table.entries if entry.name == "fakes-line")
+    number = line.measured("mse")
+    assert number is not None and number.value == pytest.approx(1e-2)  # geometric
+    error = 10 ** (1 / math.sqrt(3))  # standard error of the logarithms -1, -2, -3
+    assert number.ends == pytest.approx((1e-2 / error, 1e-2 * error))
+    seconds = line.measured("seconds")
+    assert seconds is not None
+    assert seconds.ends == pytest.approx((2 - 1 / math.sqrt(3), 2 + 1 / math.sqrt(3)))
+
+
+def test_a_model_of_the_users_is_named_and_kept_apart(tmp_path: Path) -> None:
+    own = {"model": "/home/me/llama", "model_hash": "1a2b3c4d5e6f"}
+    data = {"path": "/home/me/my.csv", "hash": "aabbccdd00"}
+    write(tmp_path, [row(), row(data=own), row(data=own | data)])
+    assert {table.data for table in comparison(tmp_path)} == {
+        "small data", "small data, model llama 1a2b3c4d", "my.csv aabbccdd, model llama 1a2b3c4d",
+    }

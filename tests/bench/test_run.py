@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
 import signal
@@ -23,6 +24,7 @@ from passband.bench.recorder import Recorder
 from passband.bench.results import CELLS, CHECKPOINT, CURVES, RESULTS, RUNNING, ResultsFile, locked
 from passband.bench.run import Cell, budget_text, run_cell, run_or_record
 from passband.bench.system import System
+from passband.bench.task import COSTS
 from passband.errors import (
     BudgetError,
     ConfigError,
@@ -48,14 +50,32 @@ def test_key_is_the_same_for_the_same_request_and_only_then() -> None:
     keys = {
         cell().key, cell(seed=1).key, cell(preset="smoke").key, cell(size="smoke").key,
         cell(budget="2m").key, cell(overrides={"steps": 3}).key, cell(data="x.csv").key,
-        Cell("fakes-average", "fakes-line").key,
+        Cell("fakes-average", "fakes-line").key, cell(model="mine").key,
     }
-    assert len(keys) == 8
+    assert len(keys) == 9
     assert cell(budget="2m").key == cell(budget="120s").key
     one, other = {"steps": 3, "pause": 0.1}, {"pause": 0.1, "steps": 3}
     assert cell(overrides=one).key == cell(overrides=other).key
     # Written down: runs folders outlive versions of this code.
     assert Cell("a", "b").key == "a_b_0_3f7231d638e7"
+
+
+def test_a_model_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'fakes-line' takes no model[\s\S]*fakes-shifted"):
+        run_cell(cell(model=str(tmp_path)), tmp_path / "runs")
+    with pytest.raises(DataError, match="no folder"):
+        run_cell(Cell("fakes-line", "fakes-shifted", model=str(tmp_path / "none")), tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", catalog.tasks())
+def test_tasks_that_take_a_model_have_it_in_both_readers(name: str) -> None:
+    task = catalog.task(name)
+    if task.takes_model:
+        for reader in (task.data, task.read):
+            assert inspect.signature(reader).parameters["model"].default is None
+    names = {*COSTS, *(metric.name for metric in task.metrics)}
+    assert all({x, y} <= names for x, y in task.pareto)
 
 
 def test_key_names_a_folder_whatever_the_names_are() -> None:

@@ -13,7 +13,7 @@ import base64
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from passband.bench.report.style import PALETTE
 from passband.bench.report.tables import (
     SYMBOLS,
     Entry,
-    Number,
     TaskTable,
     claims_markdown,
     claims_table,
@@ -41,6 +40,7 @@ from passband.bench.report.tables import (
     summary,
 )
 from passband.bench.results import Result, write_atomic
+from passband.bench.task import COSTS
 from passband.bench.verdict import VERDICTS
 
 __all__ = ["claims_markdown", "claims_table", "comparison", "write_report"]
@@ -109,7 +109,10 @@ def _details(row: ClaimRow) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...
 
 
 def _charts(table: TaskTable) -> list[tuple[str, Markup]]:
-    """Captioned charts of one task: error against time, and quality against cost."""
+    """Captioned charts of one task: error against time, and the task's pairs of measures.
+
+    A task that names no pairs gets quality against time and against memory.
+    """
     if not table.metrics:
         return []
     metric = table.primary
@@ -118,20 +121,49 @@ def _charts(table: TaskTable) -> list[tuple[str, Markup]]:
         "While it runs",
         charts.curves([_series(e, metric.name) for e in table.entries], name, log_y=metric.log),
     )]
-    costs: tuple[tuple[str, str, Callable[[Entry], Number | None], float], ...] = (
-        ("Quality against time", "seconds to fit", lambda e: e.fit_seconds, 1.0),
-        ("Quality against memory", "peak memory, MB", lambda e: e.memory, 1e-6),
-    )
-    for title, x_name, cost, scale in costs:
-        points = [
-            (e.name, e.style, spent.value * scale, e.metrics[metric.name].value)
-            for e in table.entries
-            if metric.name in e.metrics and (spent := cost(e)) is not None
-        ]
-        drawn.append((title, charts.pareto(
-            points, x_name, name, log_y=metric.log, better=metric.better
-        )))
+    pairs = table.pareto or (("seconds", metric.name), ("peak_memory", metric.name))
+    drawn += [(_against(table, pair), _pareto(table, *pair)) for pair in pairs]
     return [(title, chart) for title, chart in drawn if chart is not None]
+
+
+# Costs as people read them: the axis's name, and the factor from the row's unit to its.
+_AXES = {
+    "peak_memory": ("peak memory, MB", 1e-6), "seconds": ("seconds to fit", 1.0),
+    "file_bytes": ("size of the file, kB", 1e-3), "parameters": ("parameters", 1.0),
+}
+
+
+def _against(table: TaskTable, pair: tuple[str, str]) -> str:
+    """
+    >>> _against(table, ("peak_memory", "bits_per_byte"))
+    'Bits per byte against peak memory'
+    """
+    x, y = (name.replace("_", " ") for name in pair)
+    return f"{y[:1].upper()}{y[1:]} against {x}"
+
+
+def _pareto(table: TaskTable, x: str, y: str) -> Markup | None:
+    """One pair of measures; None where fewer than two entries have both."""
+    measures, factors = [], []
+    for name in (x, y):
+        metric = next((m for m in table.metrics if m.name == name), None)
+        if metric is None and name not in COSTS:
+            return None
+        shown, factor = (name, 1.0) if metric else _AXES[name]
+        metric = metric or COSTS[name]
+        unit = f" ({metric.unit})" if factor == 1.0 and metric.unit and shown == name else ""
+        measures.append(charts.Measure(shown + unit, metric.better, metric.log))
+        factors.append(factor)
+    points = []
+    for entry in table.entries:
+        found = [entry.measured(name) for name in (x, y)]
+        spans = [
+            charts.Span(n.value * f, n.ends[0] * f, n.ends[1] * f)
+            for n, f in zip(found, factors, strict=True) if n is not None
+        ]
+        if len(spans) == 2:
+            points.append(charts.Point(entry.name, entry.style, *spans))
+    return charts.pareto(points, *measures)
 
 
 def _series(entry: Entry, metric: str) -> charts.Series:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
+from passband.bench.report.labels import place
 from passband.bench.report.style import DASHES, MARKERS, PALETTE
 
 WIDTH, HEIGHT = 360.0, 270.0
@@ -26,6 +27,39 @@ class Series:
     name: str
     style: int
     lines: list[list[tuple[float, float]]] = field(default_factory=list)  # one per seed
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What an axis of `pareto` shows."""
+
+    name: str
+    better: str  # "lower" or "higher"
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Span:
+    """A mean and the ends of its error bar; both the mean where there is no bar."""
+
+    value: float
+    low: float
+    high: float
+
+    def drawable(self, log: bool) -> tuple[float, float, float]:
+        """(low, value, high); a bar that a logarithm can't draw goes down by as much as up."""
+        low = self.low if not log or self.low > 0 else self.value**2 / self.high
+        return (low, self.value, self.high)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A system in `pareto`; `style` numbers its colour and marker."""
+
+    name: str
+    style: int
+    x: Span
+    y: Span
 
 
 @dataclass(frozen=True)
@@ -134,12 +168,15 @@ def swatch(style: int) -> Markup:
 class _Frame:
     """Axes with grid, tick labels and names."""
 
-    def __init__(self, points: Sequence[tuple[float, float]], log: tuple[bool, bool]) -> None:
+    def __init__(
+        self, points: Sequence[tuple[float, float]], log: tuple[bool, bool], height: float = HEIGHT
+    ) -> None:
+        self.height = height
         self.x = Axis.over([p[0] for p in points], log[0], LEFT, WIDTH - RIGHT)
-        self.y = Axis.over([p[1] for p in points], log[1], HEIGHT - BOTTOM, TOP)
+        self.y = Axis.over([p[1] for p in points], log[1], height - BOTTOM, TOP)
 
     def draw(self, x_name: str, y_name: str) -> str:
-        floor = HEIGHT - BOTTOM
+        floor = self.height - BOTTOM
         out = ['<g class="grid">']
         out += [f'<path d="M{self.x(t):.1f},{TOP}V{floor}"/>' for t in self.x.ticks(5)]
         out += [f'<path d="M{LEFT},{self.y(t):.1f}H{WIDTH - RIGHT}"/>' for t in self.y.ticks(6)]
@@ -148,7 +185,7 @@ class _Frame:
                 for t, text in self.x.labels(5)]
         out += [f'<text x="{LEFT - 7}" y="{self.y(t) + 4:.1f}" text-anchor="end">{text}</text>'
                 for t, text in self.y.labels(6)]
-        out.append(f'<text class="name" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" '
+        out.append(f'<text class="name" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{self.height - 6:g}" '
                    f'text-anchor="middle">{escape(x_name)}</text>')
         middle = (TOP + floor) / 2
         out.append(f'<text class="name" text-anchor="middle" '
@@ -156,8 +193,8 @@ class _Frame:
         return "".join(out)
 
 
-def _svg(label: str, body: str) -> Markup:
-    return Markup(f'<svg class="chart" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" '
+def _svg(label: str, body: str, height: float = HEIGHT) -> Markup:
+    return Markup(f'<svg class="chart" viewBox="0 0 {WIDTH:g} {height:g}" role="img" '
                   f'aria-label="{escape(label)}">{body}</svg>')
 
 
@@ -188,62 +225,84 @@ def curves(series: Sequence[Series], y_name: str, *, log_y: bool) -> Markup | No
     return _svg(f"{y_name} against seconds for {names}", "".join(parts))
 
 
-def pareto(
-    points: Sequence[tuple[str, int, float, float]], x_name: str, y_name: str, *,
-    log_y: bool, better: str,
-) -> Markup | None:
-    """Quality against cost, (name, style, cost, quality), with the front of the best."""
-    kept = [p for p in points if _drawable([(p[2], p[3])], log_y)]
+def pareto(points: Sequence[Point], x: Measure, y: Measure) -> Markup | None:
+    """One thing against another, a labelled point each, with the front that no other beats.
+
+    None with fewer than two points. An axis is logarithmic where its measure asks for it and every
+    point allows it.
+    """
+    kept = [p for p in points if math.isfinite(p.x.value) and math.isfinite(p.y.value)]
     if len(kept) < 2:
         return None
-    frame = _Frame([(p[2], p[3]) for p in kept], (True, log_y))
-    parts = [frame.draw(x_name, y_name)]
-    front = _front([(p[2], p[3]) for p in kept], better)
-    steps = f"M{frame.x(front[0][0]):.1f},{frame.y(front[0][1]):.1f}" + "".join(
-        f"H{frame.x(x):.1f}V{frame.y(y):.1f}" for x, y in front[1:]
-    ) + f"H{WIDTH - RIGHT}"
-    parts.append(f'<path class="front" d="{steps}"/>')
-    taken = [(frame.x(x) - 6, frame.y(y) - 6, frame.x(x) + 6, frame.y(y) + 6)
-             for _, _, x, y in kept]
-    for name, style, x, y in kept:
-        at_x, at_y = frame.x(x), frame.y(y)
+    log = (x.log and min(p.x.value for p in kept) > 0, y.log and min(p.y.value for p in kept) > 0)
+    height = HEIGHT + min(130.0, 12.0 * max(0, len(kept) - 6))  # more names need more room
+    ends = [
+        (across, up) for p in kept
+        for across in p.x.drawable(log[0]) for up in p.y.drawable(log[1])
+    ]
+    frame = _Frame(ends, log, height)
+    parts = [frame.draw(_directed(x, WIDTH), _directed(y, height))]
+    parts.append(f'<path class="front" d="{_staircase(frame, kept, x, y)}"/>')
+    for p in kept:
+        at_x, at_y = frame.x(p.x.value), frame.y(p.y.value)
+        (left, _, right), (low, _, high) = p.x.drawable(log[0]), p.y.drawable(log[1])
+        bars = f"M{frame.x(left):.1f},{at_y:.1f}H{frame.x(right):.1f}" if left < right else ""
+        bars += f"M{at_x:.1f},{frame.y(low):.1f}V{frame.y(high):.1f}" if low < high else ""
+        drawn = f'<path class="bars" d="{bars}" stroke="{colour(p.style)}"/>' if bars else ""
         parts.append(
-            f'<g class="series" data-series="{style}">'
-            f"<title>{escape(name)}: {tick_text(_three(y))} at {tick_text(_three(x))}</title>"
-            f"{_marker(style, at_x, at_y, 5)}{_label(name, at_x, at_y, taken)}</g>"
+            f'<g class="series" data-series="{p.style}">'
+            f"<title>{escape(p.name)}: {tick_text(_three(p.y.value))} at "
+            f"{tick_text(_three(p.x.value))}</title>{drawn}{_marker(p.style, at_x, at_y, 5)}</g>"
         )
-    names = ", ".join(p[0] for p in kept)
-    return _svg(f"{y_name} against {x_name} for {names}", "".join(parts))
+    # Names after all markers: nothing is drawn over them.
+    places = [(frame.x(p.x.value), frame.y(p.y.value)) for p in kept]
+    area = (LEFT + 2, 1.0, WIDTH - 1, height - BOTTOM - 1)
+    for p, label in zip(kept, place([p.name for p in kept], places, area), strict=True):
+        if label is None:
+            continue
+        line = ""
+        if label.leader is not None:
+            x1, y1, x2, y2 = label.leader
+            line = f'<path class="leader" d="M{x1:.1f},{y1:.1f}L{x2:.1f},{y2:.1f}"/>'
+        parts.append(
+            f'<g class="series" data-series="{p.style}">{line}<text class="direct" '
+            f'x="{label.x:.1f}" y="{label.y:.1f}" text-anchor="{label.anchor}">'
+            f"{escape(label.text)}</text></g>"
+        )
+    names = ", ".join(p.name for p in kept)
+    better = f"better is {y.better} {y.name} and {x.better} {x.name}"
+    return _svg(f"{y.name} against {x.name} for {names}; {better}", "".join(parts), height)
 
 
-def _label(name: str, x: float, y: float, taken: list[tuple[float, float, float, float]]) -> str:
-    """The name beside its point where there is room; none where it would cover another."""
-    text = name if len(name) <= 22 else name[:21] + "…"
-    wide = 6.4 * len(text)
-    places = (
-        (x + 9, y + 4, "start", x + 9), (x - 9, y + 4, "end", x - 9 - wide),
-        (x, y - 10, "middle", x - wide / 2), (x, y + 18, "middle", x - wide / 2),
-    )
-    for at_x, at_y, anchor, left in places:
-        box = (left, at_y - 11, left + wide, at_y + 3)
-        inside = box[0] >= LEFT and box[2] <= WIDTH and box[1] >= 0 and box[3] <= HEIGHT - BOTTOM
-        if inside and not any(_overlap(box, other) for other in taken):
-            taken.append(box)
-            return (f'<text class="direct" x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}">'
-                    f"{escape(text)}</text>")
-    return ""
+def _directed(measure: Measure, room: float) -> str:
+    """An axis's name with the arrow to the better side; the y axis is turned, its arrow with it."""
+    words = ("\u2190 better", "better \u2192")[measure.better == "higher"]
+    if 6.6 * (len(measure.name) + len(words) + 3) > room - LEFT - RIGHT:
+        words = words.replace("better", "").strip()
+    return f"{measure.name} \u2002{words}"
 
 
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _staircase(frame: _Frame, points: Sequence[Point], x: Measure, y: Measure) -> str:
+    """Between the points of the front only what they give can be had: steps, not slopes."""
+    front = front_of([(p.x.value, p.y.value) for p in points], x.better, y.better)
+    at = [(frame.x(a), frame.y(b)) for a, b in front]
+    steps = "".join(f"H{a:.1f}V{b:.1f}" for a, b in at[1:])
+    edge = WIDTH - RIGHT if x.better == "lower" else LEFT
+    return f"M{at[0][0]:.1f},{at[0][1]:.1f}{steps}H{edge:g}"
 
 
-def _front(points: Sequence[tuple[float, float]], better: str) -> list[tuple[float, float]]:
-    """The points that no other beats in both cost and quality, by cost."""
-    sign = 1 if better == "lower" else -1
+def front_of(
+    points: Sequence[tuple[float, float]], x_better: str, y_better: str
+) -> list[tuple[float, float]]:
+    """The points that no other beats, from the best x on.
+
+    >>> front_of([(1, 5), (2, 7), (3, 1)], "lower", "lower")
+    [(1, 5), (3, 1)]
+    """
+    across, up = (1 if better == "lower" else -1 for better in (x_better, y_better))
     front: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda p: (p[0], sign * p[1])):
-        if not front or sign * y < sign * front[-1][1]:
+    for x, y in sorted(points, key=lambda p: (across * p[0], up * p[1])):
+        if not front or up * y < up * front[-1][1]:
             front.append((x, y))
     return front
 

@@ -38,7 +38,7 @@ def read_runs(folder: str | Path) -> Runs:
         problems.append(f"{RESULTS} is missing in {folder}: there is no result to show")
     # Of two states of the code the newer counts; other data or another task is another cell.
     cells = {
-        (row.key, row.task_version, row.data.get("hash")): row
+        (row.key, row.task_version, row.data.get("hash"), row.data.get("model_hash")): row
         for row in _rows(folder / RESULTS, Result, problems)
     }
     claims: dict[tuple[str, str], ClaimRow] = {}

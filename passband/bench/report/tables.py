@@ -89,6 +89,15 @@ class Number:
         return figure(self.value)
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """The value less and plus its spread."""
+        if self.spread is None:
+            return self.value, self.value
+        if self.geometric:
+            return self.value / self.spread, self.value * self.spread
+        return self.value - self.spread, self.value + self.spread
+
+    @property
     def spread_text(self) -> str:
         if self.spread is None:
             return ""
@@ -198,6 +207,14 @@ def _cell(text: str) -> str:
 # ---- comparison ------------------------------------------------------------------------------
 
 
+_COSTS: dict[str, Callable[[Result], float | None]] = {
+    "peak_memory": lambda row: row.peak_memory,
+    "seconds": lambda row: row.seconds.get("fit"),
+    "file_bytes": lambda row: row.file_bytes,
+    "parameters": lambda row: row.parameters,
+}
+
+
 @dataclass
 class Entry:
     """One way to enter a task: system, preset, overrides and budget, over its seeds."""
@@ -232,11 +249,19 @@ class Entry:
 
     @property
     def fit_seconds(self) -> Number | None:
-        return mean(row.seconds.get("fit") for row in self.done)
+        return self.cost("seconds")
 
     @property
     def memory(self) -> Number | None:
-        return mean(row.peak_memory for row in self.done)
+        return self.cost("peak_memory")
+
+    def measured(self, name: str) -> Number | None:
+        """The mean of a metric, or of one of `task.COSTS`."""
+        return self.metrics.get(name) or self.cost(name)
+
+    def cost(self, name: str) -> Number | None:
+        read = _COSTS.get(name)
+        return mean(read(row) for row in self.done) if read else None
 
     @property
     def parameters(self) -> int | None:
@@ -253,6 +278,7 @@ class TaskTable:
     summary: str
     metrics: list[Metric]
     entries: list[Entry]
+    pareto: tuple[tuple[str, str], ...] = ()  # the task's pictures, as pairs of names
 
     @property
     def primary(self) -> Metric:
@@ -270,9 +296,13 @@ def comparison(runs: Runs | str | Path) -> list[TaskTable]:
 
 
 def _data(row: Result) -> str:
-    if not row.data:
-        return f"{row.size} data"
-    return " ".join((Path(row.data.get("path", "")).name, row.data.get("hash", "")[:8])).strip()
+    """What the rows of a table share: "small data", or "my.csv 3f7231d6, model llama 1a2b3c4d"."""
+    def named(path: str, digest: str) -> str:
+        return " ".join((Path(row.data.get(path, "")).name, row.data.get(digest, "")[:8])).strip()
+
+    return ", model ".join(filter(None, (
+        named("path", "hash") or f"{row.size} data", named("model", "model_hash")
+    )))
 
 
 def _styles(runs: Runs) -> dict[str, int]:
@@ -310,7 +340,10 @@ def _task_table(
     _mark_best(entries, metrics)
     if metrics:
         entries.sort(key=lambda e: _rank(e, metrics[0]))
-    return TaskTable(name, version, data, task.summary if task else "", metrics, entries)
+    return TaskTable(
+        name, version, data, task.summary if task else "", metrics, entries,
+        task.pareto if task else (),
+    )
 
 
 def _guess_metrics(rows: list[Result]) -> list[Metric]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,4 +57,31 @@ class Line(Task):
         return [Artifact("table", "weights", "weights.json")]
 
 
-TASKS = {task.name: task for task in (Line(),)}
+class Shifted(Line):
+    """The user's model is a folder with a number that is added to all points."""
+
+    name = "fakes-shifted"
+    summary = "points on a line that a model shifts"
+    takes_model = True
+    pareto = (("seconds", "mse"), ("r2", "mse"))
+
+    def data(
+        self, seed: int = 0, size: str = "small", model: Path | None = None
+    ) -> Data[Points]:
+        return self._shifted(super().data(seed, size), model)
+
+    def read(self, path: Path, model: Path | None = None) -> Data[Points]:
+        return self._shifted(super().read(path), model)
+
+    def _shifted(self, data: Data[Points], model: Path | None) -> Data[Points]:
+        if model is None:
+            return data
+        shift = float((model / "shift.txt").read_text())
+        parts = {
+            name: Points(part.x, part.y + shift)
+            for name, part in (("train", data.train), ("test", data.test)) if part is not None
+        }
+        return replace(data, **parts)
+
+
+TASKS = {task.name: task for task in (Line(), Shifted())}

@@ -1,0 +1,1 @@
+"""DoRA, as peft has it; a card without code of its own."""

@@ -1,0 +1,1 @@
+"""Full fine-tuning: all parameters, or all vectors, or all adapted matrices."""

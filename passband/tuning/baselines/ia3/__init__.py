@@ -1,0 +1,1 @@
+"""(IA)^3, as peft has it; a card without code of its own."""

@@ -1,0 +1,1 @@
+"""VeRA, as peft has it; a card without code of its own."""

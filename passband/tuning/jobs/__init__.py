@@ -1,0 +1,1 @@
+"""What the tasks of the family are made of: models, examples and exams."""
