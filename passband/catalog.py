@@ -16,13 +16,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from passband.card_cache import CardCache
 from passband.errors import ConfigError, PassbandError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -129,9 +129,10 @@ class Card:
 def cards() -> Mapping[str, Card]:
     """Every card by id, systems and baselines, ours and those of installed packages."""
     found: dict[str, Card] = {}
+    cache = CardCache()
     for path in sorted(ROOT.glob("*/*/card.toml")) + sorted(ROOT.glob("*/baselines/*/card.toml")):
         room = ".".join(("passband", *path.parent.relative_to(ROOT).parts))
-        card = read_card(path, room)
+        card = read_card(path, room, cache)
         if card.id in found:
             raise ConfigError(
                 f"{path} has the id {card.id!r} of {found[card.id].folder}",
@@ -145,8 +146,9 @@ def cards() -> Mapping[str, Card]:
                 f"entry point {point.name!r} names {point.value!r}, which can't be found",
                 mend="reinstall the package that declares it",
             )
-        card = read_card(Path(spec.origin).parent / "card.toml", point.value)
+        card = read_card(Path(spec.origin).parent / "card.toml", point.value, cache)
         found.setdefault(card.id, card)
+    cache.close()
     return found
 
 
@@ -167,11 +169,11 @@ def _entry_points(group: str) -> Iterable[EntryPoint]:
     return metadata.entry_points(group=group)
 
 
-def read_card(path: Path, room: str) -> Card:
+def read_card(path: Path, room: str, cache: CardCache | None = None) -> Card:
     """Read and check one card.toml."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raw = (cache or CardCache()).read(path)
+    except (OSError, ValueError) as error:  # of Unicode and TOML both
         raise ConfigError(f"{path} can't be read: {error}", expected="a card in TOML") from None
     known = set(Card.__dataclass_fields__) - {"room", "folder"}
     missing = {"id", "title", "family", "verbs", "summary", "entry"} - raw.keys()

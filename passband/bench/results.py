@@ -27,17 +27,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from passband.bench.layout import (
+    CALIBRATION,
+    CELLS,
+    CHECKPOINT,
+    CLAIMS,
+    CURVES,
+    RESULTS,
+    RUNNING,
+    SYSTEM,
+)
 from passband.errors import PassbandWarning, ResultsError
 
-# The layout of a runs folder:
-RESULTS = "results.jsonl"          # Result rows
-CLAIMS = "claims.jsonl"            # ClaimRow rows of judging seeds
-CALIBRATION = "calibration.jsonl"  # ClaimRow rows of calibration seeds
-CELLS = "cells"                    # cells/<key>/: artifacts of one cell, and
-SYSTEM = "system"                  # its saved system,
-RUNNING = "running.json"           # who runs it now (or was interrupted),
-CURVES = "curves.jsonl"            # its curves so far, for a resume
-CHECKPOINT = "checkpoint"          # and the state to resume from; the last three go when it ends
+__all__ = [
+    "CALIBRATION", "CELLS", "CHECKPOINT", "CLAIMS", "CURVES", "RESULTS", "RUNNING", "SYSTEM",
+    "Damage", "Result", "ResultsFile", "Row", "RowsFile", "decode", "encode", "locked",
+    "timestamp", "write_atomic", "write_whole",
+]
 
 LOCK_SECONDS = 60.0  # a row is written in milliseconds: a longer wait means a stuck writer
 

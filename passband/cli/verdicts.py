@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from passband.bench.results import CLAIMS
+from passband.bench.layout import CLAIMS
 from passband.bench.verdict import VERDICTS
 
 WORDS = {"holds": ("holds", "hold"), "fails": ("fails", "fail")}  # singular, plural

@@ -23,7 +23,7 @@ from passband.data.cache import digest, stored_json
 from passband.data.instructions import Labelled
 from passband.data.sources import bucket, installed, parse, standard_library
 from passband.data.text import SPLITS
-from passband.errors import DataError
+from passband.errors import DataError, UnknownNameError
 
 # Packages that the core and the extra "tuning" bring along, each with other names it goes by.
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -58,7 +58,7 @@ SHORTEST, LONGEST = 20, 300  # characters of a sentence
 
 @dataclass(frozen=True)
 class LabelledText:
-    """Texts with labels in three parts that share no module; `classes` in order of numbers."""
+    """Texts with labels in three parts; `classes` in the order of their numbers."""
 
     name: str
     classes: tuple[str, ...]
@@ -97,22 +97,28 @@ def docstring_packages(
     per_class  texts of a class for training; at most a quarter as many for valid, and for test.
                Classes have equal sizes in each part.
     packages   at least two that are installed; None: all of `PACKAGES` that are
-    kind       of what is documented: "function", or "class" for a shift of the texts
+    kind       of what is documented: "function", or "other" (classes and modules): a shift of the
+               texts at the same labels
 
     Train, valid and test hold other modules. Parsed once, about 20 s for all, then cached.
     Raises `DataError` where a package is not installed or has too few docstrings.
     """
+    if kind not in ("function", "other"):
+        raise UnknownNameError("kind of docstring", kind, ("function", "other"))
     names = _chosen(packages)
     texts = {
         name: [(module, _masked(text, name)) for module, found, text in _sentences(name)
-               if found == kind]
+               if (found == "function") == (kind == "function")]
         for name in names
     }
     return _labelled(f"packages-{kind}", texts, per_class)
 
 
 def standard_families(per_class: int = 120) -> LabelledText:
-    """First sentences of the standard library's docstrings; the label is what a module is for."""
+    """First sentences of the standard library's docstrings; the label is what a module is for.
+
+    A family has few modules: here the texts, not the modules, are split.
+    """
     texts: dict[str, list[tuple[str, str]]] = {name: [] for name in FAMILIES}
     places = {head: family for family, heads in FAMILIES.items() for head in heads}
     for module, _, text in _sentences(""):
@@ -166,24 +172,25 @@ def _chosen(packages: Sequence[str] | None) -> tuple[str, ...]:
 
 
 @cache
-def _sentences(package: str) -> tuple[tuple[str, str, str], ...]:
-    """(module, kind, first sentence) of a package; "" is the standard library."""
+def _found(package: str) -> tuple[tuple[str, str, str, str], ...]:
+    """(module, kind, name, first sentence) of a package; "" is the standard library."""
     files = (installed(package) if package else standard_library())[:MOST_MODULES]
     sizes = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files]
     key = {"version": 1, "package": package, "files": digest(map(str, sizes))}
-    found = stored_json("sentences", key, lambda: _parsed(files))
-    return tuple((module, kind, text) for module, kind, _, text in found)
+    rows = stored_json("sentences", key, lambda: _parsed(files))
+    return tuple((module, kind, name, text) for module, kind, name, text in rows)
+
+
+def _sentences(package: str) -> Iterable[tuple[str, str, str]]:
+    return ((module, kind, text) for module, kind, _, text in _found(package))
 
 
 def _functions() -> Iterable[tuple[str, str]]:
     """(name, first sentence) of the standard library's functions, private ones left out."""
-    _sentences("")
-    files = standard_library()[:MOST_MODULES]
-    sizes = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files]
-    key = {"version": 1, "package": "", "files": digest(map(str, sizes))}
-    for _, kind, name, text in stored_json("sentences", key, lambda: _parsed(files)):
-        if kind == "function" and not name.startswith("_"):
-            yield name, text
+    return (
+        (name, text) for _, kind, name, text in _found("")
+        if kind == "function" and not name.startswith("_")
+    )
 
 
 def _parsed(files: Sequence[tuple[str, Path]]) -> list[list[Any]]:

@@ -95,7 +95,8 @@ class SlotAdamW(SlotOptimizer):
                     `before`: eps joins sqrt(v) before the correction and decay comes after the
                     update, as in SpIEL and older Hugging Face code:
                     x -= lr m / ((sqrt(v) + eps) (1 - b1^age) / sqrt(1 - b2^age)) ; x -= lr wd x
-    moments_dtype   of m and v between steps (torch.bfloat16 halves them); None: the values'
+    moments_dtype   of m and v between steps (torch.bfloat16 halves them); None: the values'.
+                    bfloat16 rounds a decay by less than 1/512 away: take b2 <= 0.99 with it
 
     An age is the number of gradients inside m and v: the first update of a new slot has age 1.
     """
@@ -164,8 +165,8 @@ class SlotAdamW(SlotOptimizer):
         if lowest == highest:
             _step_together(parameter, m, v, lowest, lr, beta1, beta2, eps, before)
         else:
-            powers = _powers(beta1, beta2, lowest, highest)[:, (age - lowest).long().cpu()]
-            _step_apart(parameter, m, v, powers.to(age.device), lr, eps, before)
+            powers = _powers(beta1, beta2, lowest, highest).to(age.device)
+            _step_apart(parameter, m, v, age - lowest, powers, lr, eps, before)
         if decay and before:
             parameter.add_(parameter, alpha=-lr * decay)
 
@@ -183,15 +184,21 @@ def _step_together(
 
 
 def _step_apart(
-    x: Tensor, m: Tensor, v: Tensor, powers: Tensor, lr: float, eps: float, before: bool
+    x: Tensor, m: Tensor, v: Tensor, row: Tensor, powers: Tensor, lr: float, eps: float,
+    before: bool,
 ) -> None:
-    """A correction for each slot; rounded where torch rounds its numbers, so to the same bits."""
+    """A correction for each slot, `powers[:, row]`; rounded as torch rounds: to the same bits."""
     step, root = -lr / powers[0], powers[1]
     if before:
-        x.add_((m * (step * root).to(x.dtype)).div_(v.sqrt().add_(eps)))
+        size = _look_up((step * root).to(x.dtype), row)
+        x.add_(size.mul_(m).div_(v.sqrt().add_(eps)))
     else:
-        denominator = v.sqrt().div_(root.to(x.dtype)).add_(eps)
-        x.add_((m * step.to(x.dtype)).div_(denominator))
+        denominator = v.sqrt().div_(_look_up(root.to(x.dtype), row)).add_(eps)
+        x.add_(_look_up(step.to(x.dtype), row).mul_(m).div_(denominator))
+
+
+def _look_up(table: Tensor, row: Tensor) -> Tensor:
+    return table.index_select(0, row.flatten()).view_as(row)
 
 
 def _powers(beta1: float, beta2: float, lowest: int, highest: int) -> Tensor:
@@ -275,9 +282,8 @@ class SM3(SlotOptimizer):
             covers.append((state["columns"], indices % columns))
         g = gradient.flatten().to(state["rows"].dtype)
         # All of a step's nu come from the accumulators as they were before it.
-        nu = covers[0][0][covers[0][1]]
-        for accumulator, at in covers[1:]:
-            nu = torch.minimum(nu, accumulator[at])
+        first, *second = (accumulator.index_select(0, at) for accumulator, at in covers)
+        nu = torch.minimum(first, *second) if second else first
         nu = nu.addcmul_(g, g)
         for accumulator, at in covers:
             accumulator.scatter_reduce_(0, at, nu, "amax")

@@ -51,13 +51,11 @@ class PeakTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._lock = threading.RLock()  # storages may end in any thread, also while one is counted
 
     def __enter__(self) -> Self:
-        gc.collect()  # tensors in reference cycles end with a collection: begin each block alike
+        # Tensors in reference cycles end with a collection: begin each block with the same count.
+        # A full one would take half a second.
+        gc.collect(1)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        gc.collect()
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (),
@@ -99,8 +97,8 @@ def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
     """The storages of all tensors in a tree; a sparse tensor has those of its parts."""
     for leaf in tree_iter(tree):
         if isinstance(leaf, Tensor):
-            for part in _PARTS.get(leaf.layout, lambda tensor: (tensor,))(leaf):
-                yield part.untyped_storage()
+            parts = _PARTS[leaf.layout](leaf) if leaf.layout in _PARTS else (leaf,)
+            yield from (part.untyped_storage() for part in parts)
 
 
 _PARTS: dict[torch.layout, Callable[[Tensor], tuple[Tensor, ...]]] = {

@@ -2,7 +2,7 @@
 
 >>> data = style(seed=0, size="small")
 >>> job, exam = data.train, data.test
->>> loss = job.output(job.model(), job.collate([job.examples[i] for i in range(8)])).loss
+>>> loss = job.output(job.model(), (job.examples.images[:8], job.examples.labels[:8])).loss
 
 The prior knows the ten classes in their own style. It is adapted to 200 styled images of classes
 0 to 4. Measured on images that the adapted model draws (the same noise for all):
@@ -16,7 +16,7 @@ The distance is between Gaussians in the 32 features of the classifier.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -25,8 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from passband.bench.budget import Budget
-from passband.bench.loop import LoopConfig, evaluating, train
+from passband.bench.loop import evaluating
 from passband.bench.streams import Streams
 from passband.bench.task import Data, Size
 from passband.data.cache import stored_json, stored_tensors
@@ -34,6 +33,7 @@ from passband.data.digits import Digits, bordered, digits, dilated, inverted
 from passband.errors import DataError
 from passband.tuning.adaptation import Adaptation, Exam, Output
 from passband.tuning.diffusion import Diffusion, UNet
+from passband.tuning.models.pretraining import pretrain
 
 STYLED, OTHERS = range(5), range(5, 10)  # classes with training images, and without
 EXAMPLES = 200  # training images of a style
@@ -90,8 +90,10 @@ def styled(name: str, seed: int, size: Size) -> Data[Adaptation]:
         return examined(model, name, prior)
 
     def start() -> dict[str, float]:
-        key = {"prior": _facts(prior), "style": name}
-        found: dict[str, float] = stored_json("tuning-diffusion", key, lambda: _of_prior(measure, prior))
+        key = {"prior": asdict(prior), "style": name, "data": digits().fingerprint}
+        found: dict[str, float] = stored_json(
+            "tuning-diffusion", key, lambda: _of_prior(measure, prior)
+        )
         return found
 
     return Data(train=job, test=Exam(job.model, measure, start), name=job.name)
@@ -211,20 +213,21 @@ def classifier() -> Classifier:
     """Trained once on the digits in their own style."""
 
     def make() -> Mapping[str, Tensor]:
-        streams = Streams(0)
-        with streams.initialising():
+        with Streams(0).initialising():
             model = Classifier()
-        train(
-            model, lambda m, batch: F.cross_entropy(m(batch[0]), batch[1]), digits().train,
-            Budget(steps=400), LoopConfig(batch_size=64, lr=3e-3, schedule="cosine"),
-            streams=streams,
-        )
+        batches = Batches(64)
+        pretrain(model, lambda: F.cross_entropy(*_guessed(model, batches)), steps=400, lr=3e-3)
         return model.state_dict()
 
     model = Classifier()
     key = {"model": "digit-classifier", "version": 1, "data": digits().fingerprint}
     model.load_state_dict(stored_tensors("tuning-diffusion", key, make))
     return model.eval()
+
+
+def _guessed(model: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
+    images, labels = batches()
+    return model(images), labels
 
 
 def pretrained(prior: Prior = SIZES["small"]) -> UNet:
@@ -237,23 +240,33 @@ def pretrained(prior: Prior = SIZES["small"]) -> UNet:
 @cache
 def _prior_tensors(prior: Prior) -> dict[str, Tensor]:
     def make() -> Mapping[str, Tensor]:
-        streams = Streams(0)
-        with streams.initialising():
+        with Streams(0).initialising():
             model = UNet(prior.width)
-        train(
-            model, lambda m, batch: denoising(m, batch).loss, digits().train,
-            Budget(steps=prior.steps),
-            LoopConfig(
-                batch_size=prior.batch_size, lr=prior.lr, schedule="cosine", warmup=0.05,
-                clip=1.0, ema=0.99,
-            ),
-            streams=streams,
-        )
+        batches = Batches(prior.batch_size)
+
+        def loss() -> Tensor:
+            images, labels = batches()
+            return DIFFUSION.loss(model, 2 * images - 1, labels, batches.generator)
+
+        pretrain(model, loss, steps=prior.steps, lr=prior.lr, warmup=prior.steps // 20)
         return model.state_dict()
 
     return stored_tensors("tuning-diffusion", {"model": "prior", **_facts(prior)}, make)
 
 
+class Batches:
+    """Random batches of the training digits, the same at every run."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.generator = size, torch.Generator().manual_seed(0)
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        data = digits().train
+        at = torch.randint(len(data), (self.size,), generator=self.generator)
+        return data.images[at], data.labels[at]
+
+
 def _facts(prior: Prior) -> dict[str, Any]:
-    made = ("width", "steps", "batch_size", "lr", "drawn", "sampling", "version")
+    """What the prior depends on."""
+    made = ("width", "steps", "batch_size", "lr", "version")
     return {name: getattr(prior, name) for name in made} | {"data": digits().fingerprint}

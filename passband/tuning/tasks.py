@@ -122,6 +122,7 @@ def _function(path: str) -> Callable[..., Data[Any]]:
 
 
 _JOBS = "passband.tuning.jobs"
+_DIFFUSION = "passband.tuning.diffusion_digits"
 _BITS = "bits/byte on held-out docstrings"
 
 _ALL: tuple[Task, ...] = (
@@ -178,6 +179,21 @@ _ALL: tuple[Task, ...] = (
         f"{_JOBS}.digits:biased", unit="%", retention="accuracy of the frequent classes",
         target=Metric("balanced_accuracy", "%", "higher", about="mean over the ten classes"),
         between="accuracy of the five rare classes",
+    ),
+    Adapt(
+        "digits-style",
+        "a class-conditional diffusion model of digits learns five of them in a new style",
+        f"{_DIFFUSION}:style", unit="%", retention="accuracy of the other five classes as drawn",
+        target=Metric("fd", "", "lower", about="Frechet distance of drawn to unseen styled digits"),
+        between="(minus) Frechet distance to the style in the other five classes",
+    ),
+    Adapt(
+        "digits-ink",
+        "the same diffusion model learns dark ink on bright paper",
+        f"{_DIFFUSION}:inversion", unit="%",
+        retention="accuracy of the other five classes as drawn",
+        target=Metric("fd", "", "lower", about="Frechet distance of drawn to unseen styled digits"),
+        between="(minus) Frechet distance to the style in the other five classes",
     ),
     Adapt(
         "own-text",

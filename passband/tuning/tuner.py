@@ -119,6 +119,11 @@ class Tuner(System):
             seed=self.seed + 10_007 * number,
         )
 
+    def learning_rate(self, handle: Handle) -> float:
+        """The peak of the schedule; overridden by methods that have a rule for it."""
+        rate: float = self.config.lr
+        return rate
+
     def finish(self, handle: Handle, problem: Adaptation) -> Edit:
         """The edit that is kept; overridden by methods that repair it afterwards."""
         return handle.edit()
@@ -148,14 +153,14 @@ class Tuner(System):
         self, handle: Handle, phase: Phase, problem: Adaptation, budget: Budget, streams: Streams,
         monitor: Monitor, number: int, earlier: Sequence[Adaptation],
     ) -> Outcome:
-        c = self.config
+        c, rate = self.config, self.learning_rate(handle)
         config = LoopConfig(
-            steps=c.steps, batch_size=c.batch_size, accumulate=c.accumulate, lr=c.lr, clip=c.clip,
+            steps=c.steps, batch_size=c.batch_size, accumulate=c.accumulate, lr=rate, clip=c.clip,
             schedule=c.schedule, warmup=c.warmup, precision=c.precision, select=c.select, looks=1,
         )
         validate = problem.validation if c.select != "last" else None
         optimizer = handle.optimizer(
-            c.lr, weight_decay=c.weight_decay, betas=c.betas, eps=c.eps
+            rate, weight_decay=c.weight_decay, betas=c.betas, eps=c.eps
         )
         if c.memory == "gem" and earlier:
             project_gradients(optimizer, self._remembered(handle, earlier))

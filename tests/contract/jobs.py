@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -82,8 +82,38 @@ def _predictions_in_parts(system: Any, data: Data[Any]) -> np.ndarray:
     return np.concatenate([system.predict(x) for x in np.split(data.test.x, [1, 50])])
 
 
+# ---- adapt -------------------------------------------------------------------------------------
+
+IMAGES = np.linspace(0.0, 1.0, 20 * 64, dtype=np.float32).reshape(20, 1, 8, 8)
+
+
+def _eight_images(_: Card) -> Data[Any]:
+    """A small vision transformer, and eight images it gets wrong."""
+    from passband.tuning.jobs.digits import shift
+
+    data = shift(seed=0, size="smoke")
+    return replace(data, train=replace(data.train, examples=data.train.examples.subset(range(8))))
+
+
+def _adapted(system: Any, data: Data[Any], images: np.ndarray) -> np.ndarray:
+    import torch
+
+    model = system.adapt(data.train.model()).eval()
+    with torch.no_grad():
+        return model(pixel_values=torch.from_numpy(images)).logits.numpy()
+
+
+def _logits(system: Any, data: Data[Any]) -> np.ndarray:
+    return _adapted(system, data, IMAGES)
+
+
+def _logits_in_parts(system: Any, data: Data[Any]) -> np.ndarray:
+    return np.concatenate([_adapted(system, data, x) for x in np.split(IMAGES, [1, 7])])
+
+
 JOBS: dict[str, Job] = {
     "solve": Job(_two_tones, _solution, _solution_in_parts),
+    "adapt": Job(_eight_images, _logits, _logits_in_parts),
     "predict": Job(_own_task, _predictions, _predictions_in_parts),
 }
 
@@ -116,8 +146,9 @@ class Losses(NullMonitor):
 
 
 def trained_by_the_loop(card: Card) -> bool:
-    """Whether the system's module calls the common training loop."""
-    return loop.train in vars(sys.modules[card.load().__module__]).values()
+    """Whether the module of the system, or of one of its bases, calls the common training loop."""
+    modules = {sys.modules[base.__module__] for base in card.load().__mro__}
+    return any(loop.train in vars(module).values() for module in modules)
 
 
 @cache

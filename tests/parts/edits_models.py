@@ -66,7 +66,7 @@ class Everything(nn.Module):
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.copy_(normal(g, *parameter.shape))
-                parameter.view(-1)[:1] = -0.0 if parameter.is_contiguous() else 0.0
+                parameter[(0,) * parameter.ndim] = -0.0  # its bits are not those of 0.0
         self.to(dtype)
 
 

@@ -109,7 +109,7 @@ class Block(Change):
         hot = torch.zeros(len(self.index), self.shape[self.dim], device=self.values.device)
         hot[torch.arange(len(self.index)), self.index.to(hot.device)] = 1.0
         if self.dim == 0:
-            left, right = hot.t(), self.values.reshape(len(self.index), -1)
+            left, right = hot.t(), self.values.flatten(1)
         else:
             left, right = self.values, hot
         return (right.t(), left.t()) if self.transposed else (left, right)

@@ -50,7 +50,8 @@ class Change(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        _KINDS[cls.kind] = cls
+        if "kind" in cls.__dict__:
+            _KINDS[cls.kind] = cls
 
     # ---- what a kind gives -----------------------------------------------------------------
 
@@ -123,8 +124,8 @@ class Change(ABC):
         new = torch.add(wide, difference, alpha=scale).to(old.dtype)
         if scale == 0:
             return new, 0, 0
-        moving = difference != 0
-        return new, int(moving.sum()), int((moving & (new == old)).sum())
+        changed = int(torch.count_nonzero(difference))
+        return new, changed, changed - count_different(old, new)
 
     def __add__(self, other: Change) -> Change:
         """The change that does both: supports are united, ranks stacked, mixed kinds dense."""
@@ -211,6 +212,13 @@ def is_finite(values: Tensor) -> bool:
         return True
     low, high = torch.aminmax(values)
     return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def count_different(one: Tensor, other: Tensor, chunk: int = 1 << 20) -> int:
+    """Entries that differ; in pieces, because allocating large masks costs more than comparing."""
+    pairs = zip(one.reshape(-1).split(chunk), other.reshape(-1).split(chunk), strict=True)
+    counts = [torch.count_nonzero(a != b) for a, b in pairs]
+    return int(torch.stack(counts).sum()) if counts else 0
 
 
 def checked_factor(factor: float) -> float:

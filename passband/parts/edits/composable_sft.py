@@ -57,6 +57,8 @@ def from_composable_sft(loaded: Mapping[str, Any]) -> Edit:
 
 
 def _sparse(stored: Mapping[str, Any]) -> Sparse:
+    if not isinstance(stored, Mapping):
+        raise DataError(f"a {type(stored).__name__}")
     size = tuple(int(n) for n in stored["size"])
     steps = torch.as_tensor(stored["index_steps"]).to(torch.int64)
     if bool((steps < 0).any()):

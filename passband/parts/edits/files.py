@@ -70,7 +70,7 @@ def read(path: Path) -> Edit:
         raise CheckpointError(
             f"{path}: {error.what}", expected=error.expected, mend=error.mend
         ) from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: its header is damaged ({type(error).__name__}: {error})",
             expected="a file written by Edit.save",

@@ -79,10 +79,11 @@ def comparable(base: Weights) -> list[str]:
     ]
 
 
-def tensors(weights: Weights) -> dict[str, Tensor]:
-    """Parameters by name, detached; tied ones once."""
-    named = weights.named_parameters() if isinstance(weights, nn.Module) else weights.items()
-    return {name: tensor.detach() for name, tensor in named}
+def tensors(weights: Weights) -> Mapping[str, Tensor]:
+    """Parameters by name, tied ones once; a mapping (of files, perhaps) is left as it is."""
+    if isinstance(weights, nn.Module):
+        return {name: parameter.detach() for name, parameter in weights.named_parameters()}
+    return weights
 
 
 def _of_edit(

@@ -10,7 +10,7 @@ Controls, which the authors grant to come near: as many other leading directions
 and the whole update, W0 + factor dW.
 
 >>> base = {"w": torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.5]))}
->>> edit = Edit({"w": LowRank(torch.ones(4, 1), 5 * torch.ones(1, 4))}, None, {})
+>>> edit = Edit({"w": LowRank(torch.ones(4, 1), 5 * torch.ones(1, 4))})
 >>> repair = Repair(base, edit, eps=0.6)
 >>> repaired = repair.edit(0.0)
 >>> repaired.changes["w"].rank
@@ -41,7 +41,10 @@ FACTORS = tuple(round(0.1 * i, 1) for i in range(10))  # tried from the stronges
 
 @dataclass(frozen=True)
 class Choice:
-    """How far a repair went. tried: (factor, metric) in the order of trial; the first is factor 1."""
+    """How far a repair went.
+
+    tried  (factor, metric) in the order of trial; the first is factor 1
+    """
 
     factor: float
     edit: Edit
@@ -120,13 +123,13 @@ class Repair:
     def choose(
         self, model: nn.Module, score: Callable[[nn.Module], float], tolerance: float, *,
         factors: Sequence[float] = FACTORS, better: Literal["higher", "lower"] = "higher",
-        what: What = "intruders",
+        relative: bool = False, what: What = "intruders",
     ) -> Choice:
         """The smallest factor whose score is at most `tolerance` worse than that of factor 1.
 
         model      the pretrained model; edits are applied for each trial and reverted to the bit
         score      (adapted model) -> the task's metric on validation data
-        tolerance  in units of the score, 0 or more
+        tolerance  0 or more, in units of the score; relative: as a share of it
         factors    that are tried, in [0, 1); 1 is what remains where none of them is good enough
         """
         if tolerance < 0 or not all(0 <= f < 1 for f in factors):
@@ -135,14 +138,15 @@ class Repair:
                 expected="a tolerance of 0 or more, factors in [0, 1)",
             )
         sign = {"higher": 1.0, "lower": -1.0}[better]
-        reference = _score(model, self.original, score)
+        reference = _score(model, self.original, score, check=True)
         tried = [(1.0, reference)]
+        allowed = tolerance * (abs(reference) if relative else 1.0)
         if self.count or what == "update":
             for factor in sorted(factors):
                 candidate = self.edit(factor, what)
                 value = _score(model, candidate, score)
                 tried.append((factor, value))
-                if sign * (reference - value) <= tolerance:
+                if sign * (reference - value) <= allowed:
                     return Choice(factor, candidate, value, reference, tuple(tried))
         return Choice(1.0, self.original, reference, reference, tuple(tried))
 
@@ -184,8 +188,10 @@ _WHAT: dict[str, Callable[[Repair, float], Edit]] = {
 }
 
 
-def _score(model: nn.Module, edit: Edit, score: Callable[[nn.Module], float]) -> float:
-    applied = edit.apply(model)
+def _score(
+    model: nn.Module, edit: Edit, score: Callable[[nn.Module], float], check: bool = False
+) -> float:
+    applied = edit.apply(model, check=check)
     try:
         value = float(score(model))
     finally:
@@ -206,8 +212,8 @@ class Truncated:
 def truncated(edit: Edit, rank: int) -> Truncated:
     """The nearest edit whose matrices have at most this rank; those with no exact factors stay.
 
-    >>> two = Edit({"w": LowRank(torch.eye(3)[:, :2], torch.diag(torch.tensor([4.0, 3.0, 1.0]))[:2])},
-    ...            None, {})
+    >>> B, A = torch.eye(3)[:, :2], torch.diag(torch.tensor([4.0, 3.0, 1.0]))[:2]
+    >>> two = Edit({"w": LowRank(B, A)})
     >>> truncated(two, rank=1).residual
     {'w': 0.6}
     """

@@ -211,7 +211,8 @@ def _layer(
         tuple(_facts(found, j, delta, norm) for j in positions), norm,
         norm / max(float(torch.linalg.matrix_norm(pair.before.double())), 1e-300),
         float(effective_rank(spectrum)), float(stable_rank(spectrum)),
-        _note(norm, k, shown, positions, spectrum), _similarity(base, found, heat) if heat else None,
+        _note(norm, k, shown, positions, spectrum),
+        _similarity(base, found, heat) if heat else None,
     )
 
 

@@ -3,10 +3,11 @@
 After each task the update is merged and a new adapter begins. Similarity is always computed with
 the ORIGINAL model: each low-rank adapter leaves intruders of its own.
 
->>> model = torch.nn.Linear(8, 8)
+>>> _ = torch.manual_seed(0)
+>>> model = torch.nn.Linear(64, 64)
 >>> growth = Growth(model)
 >>> with torch.no_grad():
-...     model.weight += 3 * torch.ones(8, 8)                # a task was learned and merged
+...     model.weight += 3 * torch.ones(64, 64)               # a task was learned and merged
 >>> growth.record("first", {"first": 0.9}).growth
 [1]
 """

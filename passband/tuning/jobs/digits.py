@@ -17,7 +17,7 @@ from passband.bench.task import Data, Size
 from passband.data.digits import Digits, digits, imbalanced, inverted, rotated
 from passband.tuning.adaptation import Adaptation, Exam, Output, classifier
 from passband.tuning.measures import once
-from passband.tuning.models.digits_vit import pretrained_digits_vit
+from passband.tuning.models.small_vit import pretrained_digits_vit
 
 RARE = (5, 6, 7, 8, 9)
 ANGLE = 90.0

@@ -19,7 +19,7 @@ from passband.data import text
 from passband.data.text import Corpus, Pair, Windows
 from passband.tuning.adaptation import Adaptation, Exam, SequenceExam, causal_lm
 from passband.tuning.measures import once
-from passband.tuning.models.byte_lm import SMOKE_MODULES, bits_per_byte, pretrained_byte_lm
+from passband.tuning.models.byte_llama import SMOKE_MODULES, bits_per_byte, pretrained_byte_lm
 
 LENGTH = 64  # bytes of a window
 TARGETS = ("all-linear",)

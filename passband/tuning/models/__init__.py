@@ -9,8 +9,7 @@ Nothing of transformers is imported before a model is built.
 """
 
 from passband.tuning.models.architectures import ARCHITECTURES, meta_model
-from passband.tuning.models.byte_lm import bits_per_byte, byte_lm, pretrained_byte_lm
-from passband.tuning.models.digits_vit import digits_vit, pretrained_digits_vit
+from passband.tuning.models.byte_llama import bits_per_byte, byte_lm, pretrained_byte_lm
 from passband.tuning.models.folders import (
     head_of,
     load_like,
@@ -18,12 +17,13 @@ from passband.tuning.models.folders import (
     load_tokenizer,
     save_like,
 )
-from passband.tuning.models.minilm import (
+from passband.tuning.models.sentences import (
     SentenceClassifier,
     mean_reciprocal_rank,
     minilm,
     minilm_tokenizer,
 )
+from passband.tuning.models.small_vit import digits_vit, pretrained_digits_vit
 
 __all__ = [
     "ARCHITECTURES", "SentenceClassifier", "bits_per_byte", "byte_lm", "digits_vit", "head_of",

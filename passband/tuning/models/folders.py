@@ -21,7 +21,7 @@ from torch import nn
 from passband.data.instructions import ByteTokenizer
 from passband.errors import CheckpointError, DataError, PassbandWarning, UnknownNameError
 from passband.tuning.models.library import quiet, seeded, transformers
-from passband.tuning.models.minilm import SentenceClassifier
+from passband.tuning.models.sentences import SentenceClassifier
 
 if TYPE_CHECKING:
     from passband.parts.edits import Edit

@@ -153,8 +153,8 @@ def _limit(
     wanted = math.floor(fraction * total)
     if wanted == 0:
         raise DataError(
-            f"a fraction of {fraction:g} of {total} entries is none", expected=_table(weights, total),
-            mend=f"at least {1 / total:.2g}",
+            f"a fraction of {fraction:g} of {total} entries is none",
+            expected=_table(weights, total), mend=f"at least {1 / total:.2g}",
         )
     return nth_smallest(weights.values(), wanted)
 

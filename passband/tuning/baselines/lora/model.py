@@ -15,6 +15,7 @@ The adapters themselves are the library's own; this file puts them on a model an
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -89,21 +90,26 @@ _CONFIGS: dict[str, Callable[[Any, PeftAdapter, list[str], int], Any]] = {
 }
 
 
+def inject(model: nn.Module, config: Any) -> Any:
+    """Put peft's layers into a model; returns peft's object that can take them out again."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    try:
+        return PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](model, config, ADAPTER)
+    except ValueError as error:
+        raise ConfigError(
+            f"peft refuses this model: {error}", expected="a model with Linear layers",
+            mend="choose other targets or another rank",
+        ) from None
+
+
 class PeftHandle(Handle):
     """An adapter of peft on a model; it comes off without a trace."""
 
     def __init__(self, model: nn.Module, config: Any, **options: Any) -> None:
         super().__init__(model, **options)
-        from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-
         before = {n: p.detach().clone() for n, p in model.named_parameters() if n not in self.head}
-        try:
-            self.tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](model, config, ADAPTER)
-        except ValueError as error:
-            raise ConfigError(
-                f"peft refuses this model: {error}", expected="a model with Linear layers",
-                mend="choose other targets or another rank",
-            ) from None
+        self.tuner = inject(model, config)
         for parameter in self.head.values():
             parameter.requires_grad_(True)
         # Some start from factors taken out of W: those weights are kept to be put back.
@@ -135,9 +141,10 @@ class PeftHandle(Handle):
         with self._on():
             for name, layer in self._layers():
                 factors = _factors(layer)
-                found[f"{name}.weight"] = (
-                    self._low_rank(name, layer, *factors) if factors else self._dense(layer)
-                )
+                if factors:
+                    found[f"{name}.weight"] = self._low_rank(name, layer, *factors)
+                else:
+                    found.update({f"{name}.{n}": d for n, d in _merged(layer).items()})
         return found
 
     def _low_rank(self, name: str, layer: Any, b: Tensor, a: Tensor) -> LowRank:
@@ -147,15 +154,6 @@ class PeftHandle(Handle):
             b, a, b0, a0, scale=float(layer.scaling[ADAPTER]), shape=tuple(weight.shape),
             transposed=bool(getattr(layer, "fan_in_fan_out", False)),
         )
-
-    def _dense(self, layer: Any) -> Dense:
-        weight = _weight(layer)
-        before = weight.detach().clone()
-        layer.merge(adapter_names=[ADAPTER])
-        change = weight.detach().float() - before.float()
-        layer.unmerge()
-        weight.copy_(before)
-        return Dense(change)
 
     def _on(self) -> Any:
         from contextlib import nullcontext
@@ -189,6 +187,20 @@ class _Enabled:
 
     def __exit__(self, *_: object) -> None:
         self.handle._turn(False)
+
+
+def _merged(layer: Any) -> dict[str, Dense]:
+    """What merging does to the weight, and to the bias where a kind of adapter scales outputs."""
+    own = dict(layer.get_base_layer().named_parameters())
+    before = {name: p.detach().clone() for name, p in own.items()}
+    layer.merge(adapter_names=[ADAPTER])
+    found = {n: Dense(p.detach().float() - before[n].float()) for n, p in own.items()}
+    with warnings.catch_warnings():  # inexact where it divides: the bits are put back below
+        warnings.simplefilter("ignore", UserWarning)
+        layer.unmerge()
+    for name, parameter in own.items():
+        parameter.copy_(before[name])
+    return {n: change for n, change in found.items() if n == "weight" or change.values.any()}
 
 
 def _weight(layer: Any) -> Tensor:

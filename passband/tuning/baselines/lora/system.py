@@ -10,7 +10,7 @@ from torch import nn
 from passband.bench.system import Config
 from passband.parts.edits import Edit
 from passband.tuning.adaptation import Adaptation
-from passband.tuning.baselines.lora.model import PeftAdapter
+from passband.tuning.baselines.lora.model import PeftAdapter, inject
 from passband.tuning.handle import Handle
 from passband.tuning.tuner import Tuner, TunerConfig
 
@@ -50,5 +50,6 @@ class Peft(Tuner):
         return super().finish(handle, problem)
 
     def count(self, model: nn.Module) -> int:
-        handle = self.method(self.config.targets or ("all-linear",)).attach(model)
-        return sum(p.numel() for p in handle.trained().values())
+        method = self.method(self.config.targets or ("all-linear",))
+        inject(model, method.config(model))
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)

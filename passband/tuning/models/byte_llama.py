@@ -76,7 +76,7 @@ class Recipe:
 RECIPES = {
     "small": Recipe(),
     "gqa": Recipe(kv_heads=2),
-    "smoke": Recipe(width=64, ffn=172, layers=2, kv_heads=4, steps=40, warmup=4,
+    "smoke": Recipe(width=64, ffn=172, layers=2, steps=40, batch_size=16, lr=8e-3, warmup=4,
                     modules=SMOKE_MODULES),
 }
 

@@ -1,0 +1,93 @@
+"""Methods that train low-rank factors beside each target layer: one handle for all of them.
+
+    y = base(x) + c [ (x A^T * S) B^T - (x A0^T) B0^T ]
+
+Base weights stay as they are, to the bit: "off" is a flag, a teacher needs no second model, and the
+edit is a LoRA of the original weights (see `passband.parts.low_rank`).
+
+>>> start = {name: LowRankFactors(A, B, from_start=True) for name, (A, B) in pairs.items()}
+>>> handle = FactorHandle(model, start)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from passband.errors import ConfigError
+from passband.parts.edits import Change
+from passband.parts.low_rank import LowRankFactors, LowRankLinear
+from passband.parts.targets import find_targets, weight_of
+from passband.tuning.handle import Handle
+
+# (name of the layer, its matrix [out, in]) -> factors to begin with
+Start = Callable[[str, Tensor], LowRankFactors]
+
+
+class FactorHandle(Handle):
+    """Factors on layers of a model.
+
+    start  factors by the name of their layer
+    """
+
+    def __init__(
+        self, model: nn.Module, start: Mapping[str, LowRankFactors], **options: Any
+    ) -> None:
+        super().__init__(model, **options)
+        modules = dict(model.named_modules())
+        self.layers = {name: LowRankLinear.of(modules[name]) for name in start}
+        self.factors = {
+            name: self.layers[name].add(self.name, factors) for name, factors in start.items()
+        }
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {
+            f"{name}.{part}": p
+            for name, factors in self.factors.items() for part, p in factors.named_parameters()
+        }
+
+    def changes(self) -> dict[str, Change]:
+        return {f"{name}.weight": layer.change(self.name) for name, layer in self.layers.items()}
+
+    def extra_state(self) -> dict[str, Any]:
+        """Where the factors began: a resumed run must not depend on a decomposition's rounding."""
+        return {name: dict(factors.named_buffers()) for name, factors in self.factors.items()}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        for name, buffers in state.items():
+            for part, tensor in buffers.items():
+                getattr(self.factors[name], part).copy_(tensor)
+
+    def _switch(self, on: bool) -> None:
+        for factors in self.factors.values():
+            factors.enabled = on
+
+    def _release(self) -> None:
+        for layer in self.layers.values():
+            layer.detach(self.name)
+
+
+def start_factors(
+    model: nn.Module, targets: tuple[str, ...], rank: int, start: Start,
+    head: tuple[str, ...] | list[str] = (),
+) -> dict[str, LowRankFactors]:
+    """Factors for each target layer, made one after the other.
+
+    Raises `DataError` where nothing matches, or weights are quantised or NaN, and `ConfigError`
+    for a rank above a layer's.
+    """
+    layers = find_targets(model, targets, rank=rank, exclude=tuple(head))
+    return {name: start(name, weight_of(layer)[0]) for name, layer in layers.items()}
+
+
+def count_factors(model: nn.Module, targets: tuple[str, ...], rank: int, per_rank: int = 0) -> int:
+    """Trained scalars: rank (m + n + per_rank) for each target; works on the meta device."""
+    layers = find_targets(model, targets, rank=rank)
+    return sum(rank * (sum(weight_of(layer)[0].shape) + per_rank) for layer in layers.values())
+
+
+def refuse_dropout(dropout: float, why: str) -> None:
+    if dropout > 0:
+        raise ConfigError(f"dropout = {dropout}", expected="0", mend=why)
