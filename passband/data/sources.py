@@ -70,9 +70,13 @@ class Module:
         lines = self.source.split("\n")
         for node, first in _documented(self.tree):
             _cut(lines, first, alone=len(node.body) == 1 and not isinstance(node, ast.Module))
-        text = _STRING_OR_COMMENT.sub(lambda m: m["string"] or "", "\n".join(lines))
+        # Line breaks inside strings are no ends of lines: what looks blank there is content.
+        text = _STRING_OR_COMMENT.sub(
+            lambda m: (m["string"] or "").replace("\n", "\0"), "\n".join(lines)
+        )
         kept = [line.rstrip() for line in text.split("\n") if line.strip()]
-        return "".join(line + "\n" for line in kept)
+        return "".join(line + "\n" for line in kept).replace("\0", "\n")
+
 
 
 _KINDS: dict[type, str] = {

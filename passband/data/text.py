@@ -140,7 +140,7 @@ def _library(modules: int | None) -> tuple[tuple[str, tuple[str, ...], str], ...
             mend="use an ordinary Python, or data of your own",
         )
     states = [(name, p.stat().st_size, p.stat().st_mtime_ns) for name, p in files]
-    key = {"version": 1, "python": sys.version, "files": digest(map(str, states))}
+    key = {"version": 2, "python": sys.version, "files": digest(map(str, states))}
     found = stored_json("text", key, lambda: _parsed(tuple(files)))
     return tuple((name, tuple(texts), source) for name, texts, source in found)
 

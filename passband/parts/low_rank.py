@@ -280,14 +280,18 @@ def _add_product(
 def _joined(
     A: Tensor, B: Tensor, A0: Tensor | None, B0: Tensor | None, c: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """K [k, n], L [m, k] with L K = c (B A - B0 A0), k = r or 2r; differences in fp32."""
+    """K [k, n], R [k, m] with R^T K = c (B A - B0 A0), k = r or 2r; differences in fp32."""
     if A0 is None or B0 is None:
-        return A.to(dtype), (c * B).to(dtype)
-    return torch.cat([A, A - A0]).to(dtype), torch.cat([c * (B - B0), c * B0], 1).to(dtype)
+        return A.to(dtype), (c * B.T).to(dtype, memory_format=torch.contiguous_format)
+    R = torch.cat([(B - B0).T, B0.T]).mul(c)
+    return torch.cat([A, A - A0]).to(dtype), R.to(dtype)
 
 
 class _AddLowRank(torch.autograd.Function):
-    """y += (x K^T) L^T in place. Frozen factors get no gradient products, y is never copied."""
+    """y += (x K^T) R in place. Frozen factors get no gradient products, y is never copied.
+
+    Narrow matrices lie as [k, ...] rows: BLAS is up to six times faster that way round.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -300,32 +304,31 @@ class _AddLowRank(torch.autograd.Function):
         B0: Tensor | None,
         c: float,
     ) -> Tensor:
-        K, L = _joined(A, B, A0, B0, c, y.dtype)
+        K, R = _joined(A, B, A0, B0, c, y.dtype)
         rows = x.reshape(-1, x.shape[-1]).to(y.dtype)
-        h = rows @ K.T
-        y.view(-1, y.shape[-1]).addmm_(h, L.T)
+        h = K @ rows.T
+        y.view(-1, y.shape[-1]).addmm_(h.T, R)
         ctx.mark_dirty(y)
-        ctx.save_for_backward(rows, h, K, L)
+        ctx.save_for_backward(rows, h, K, R)
         ctx.scale, ctx.rank, ctx.shape, ctx.dtypes = c, len(A), x.shape, (x.dtype, A.dtype, B.dtype)
         return y
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        rows, h, K, L = ctx.saved_tensors
+        rows, h, K, R = ctx.saved_tensors
         r, (x_type, A_type, B_type) = ctx.rank, ctx.dtypes
         _, x_needs, A_needs, B_needs, *_ = ctx.needs_input_grad
         g = dy.reshape(-1, dy.shape[-1])
         dx = dA = dB = None
         if x_needs or A_needs:
-            dh = g @ L
+            dh = R @ g.T
             if x_needs:
-                dx = (dh @ K).view(ctx.shape).to(x_type)
-            if A_needs:  # d(L K) = c B dA: both halves of L add up to c B
-                dA = dh if len(K) == r else dh[:, :r] + dh[:, r:]
-                dA = (dA.T @ rows).to(A_type)
+                dx = (dh.T @ K).view(ctx.shape).to(x_type)
+            if A_needs:  # d(R^T K) = c B dA: both halves of R add up to c B^T
+                dA = ((dh if len(K) == r else dh[:r] + dh[r:]) @ rows).to(A_type)
         if B_needs:
-            dB = (g.T @ h[:, :r]).to(B_type).mul_(ctx.scale)
+            dB = (h[:r] @ g).T.to(B_type, memory_format=torch.contiguous_format).mul_(ctx.scale)
         return dy, dx, dA, dB, None, None, None
 
 
@@ -342,12 +345,12 @@ def _add_convolution(
     c: float,
     layer: _ConvNd,
 ) -> Tensor:
-    """The layer's own convolution (stride, padding, ...) with K as kernels, then 1 x 1 with L."""
-    K, L = _joined(A, B, A0, B0, c, y.dtype)
+    """The layer's own convolution (stride, padding, ...) with K as kernels, then 1 x 1 with R^T."""
+    K, R = _joined(A, B, A0, B0, c, y.dtype)
     kernels = K.reshape(len(K), *layer.weight.shape[1:])
     kernels = kernels.repeat(layer.groups, *[1] * (kernels.ndim - 1))
     h = cast(Any, layer)._conv_forward(x.to(y.dtype), kernels, None)
-    mix = L.reshape(*L.shape, *[1] * (layer.weight.ndim - 2))
+    mix = R.T.reshape(len(layer.weight), len(R), *[1] * (layer.weight.ndim - 2))
     return y + _CONVOLUTIONS[layer.weight.ndim](h, mix, groups=layer.groups)
 
 

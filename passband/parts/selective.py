@@ -55,7 +55,7 @@ class Selected:
 
     Attach after the model is on its device and of its type. Hooks write pending values when the
     model, or a module that owns a selected weight, is called, and when a state dict is taken;
-    `sync` writes them at any time (needed for optimisers that write through `.data`).
+    `sync` writes them at any time (needed after writing into `values.data` by hand).
 
     Raises `UnknownNameError` for names that the model lacks, `DataError` for quantised, NaN or
     already selected weights and for indices that are empty, repeated or out of range.

@@ -283,11 +283,11 @@ class SM3(SlotOptimizer):
         g = gradient.flatten().to(state["rows"].dtype)
         # All of a step's nu come from the accumulators as they were before it.
         first, *second = (accumulator.index_select(0, at) for accumulator, at in covers)
-        nu = torch.minimum(first, *second) if second else first
-        nu = nu.addcmul_(g, g)
+        nu = torch.minimum(first, *second, out=first) if second else first
+        nu.addcmul_(g, g)
         for accumulator, at in covers:
             accumulator.scatter_reduce_(0, at, nu, "amax")
-        update = (g / (nu + group["eps"]).sqrt()).view_as(gradient)
+        update = g.div(nu.add_(group["eps"]).sqrt_()).view_as(gradient)
         if mu := group["momentum"]:
             previous = state.get("momentum")
             if previous is None:

@@ -11,7 +11,7 @@ True
 False
 
 In-place operations count in torch's version counter, except those of fused optimisers; these are
-noticed by a hook on all optimisers' steps. Only writing through `.data` goes unseen.
+noticed by a hook on all optimisers' steps. Only writing through `.data` by hand goes unseen.
 """
 
 from __future__ import annotations

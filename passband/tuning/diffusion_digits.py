@@ -53,7 +53,7 @@ class Prior:
     steps: int = 300
     batch_size: int = 128
     lr: float = 2e-3
-    drawn: int = 60
+    drawn: int = 40
     sampling: int = 10
     version: int = 1  # raised when this file draws or trains differently
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from passband.errors import ConfigError
 from passband.parts.edits import Change
 from passband.parts.low_rank import LowRankFactors, LowRankLinear
-from passband.parts.targets import find_targets, weight_of
+from passband.parts.targets import find_targets, sharing, weight_of
 from passband.tuning.handle import Handle
 
 # (name of the layer, its matrix [out, in]) -> factors to begin with
@@ -41,6 +41,12 @@ class FactorHandle(Handle):
         self.factors = {
             name: self.layers[name].add(self.name, factors) for name, factors in start.items()
         }
+        self._twins: list[LowRankLinear] = []  # layers that share a weight share its change
+        for name, factors in self.factors.items():
+            for other, twin in sharing(model, modules[name]).items():
+                if other != name and isinstance(twin, nn.Linear):
+                    self._twins.append(LowRankLinear.of(twin))
+                    self._twins[-1].add(self.name, factors)
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {
@@ -65,7 +71,7 @@ class FactorHandle(Handle):
             factors.enabled = on
 
     def _release(self) -> None:
-        for layer in self.layers.values():
+        for layer in (*self.layers.values(), *self._twins):
             layer.detach(self.name)
 
 
@@ -78,7 +84,7 @@ def start_factors(
     Raises `DataError` where nothing matches, or weights are quantised or NaN, and `ConfigError`
     for a rank above a layer's.
     """
-    layers = find_targets(model, targets, rank=rank, exclude=tuple(head))
+    layers = find_targets(model, targets, rank=rank, head=tuple(head))
     return {name: start(name, weight_of(layer)[0]) for name, layer in layers.items()}
 
 

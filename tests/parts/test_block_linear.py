@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from passband.errors import ConfigError, DataError
 from passband.parts.block_linear import BlockLinear
+from passband.parts.edits import Block
 
 RANGE, SCATTERED = torch.tensor([3, 4, 5]), torch.tensor([8, 1, 4])
 
@@ -368,7 +369,6 @@ def test_wrong_layers_and_units():
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
 @pytest.mark.parametrize("side", ["inputs", "outputs"])
 def test_edit_change(kind, side):
-    edits = pytest.importorskip("passband.parts.edits")
     layer = layer_of(kind)
     start = layer.weight.detach().clone()
     block = BlockLinear(layer, **{side: SCATTERED})
@@ -376,5 +376,5 @@ def test_edit_change(kind, side):
         block.values.add_(data(*block.values.shape))
     block.sync()
     change = block.edit_change()
-    assert isinstance(change, edits.Block)
+    assert isinstance(change, Block)
     assert torch.equal(change.delta(), layer.weight.detach() - start)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from passband.errors import CheckpointError, ConfigError, DataError, UnknownNameError
+from passband.parts.edits import Sparse
 from passband.parts.selective import Selected
 from passband.parts.slots import gather_state
 
@@ -725,13 +726,23 @@ def test_values_that_diverged_and_types_that_changed():
         selected.sync()
 
 
-def test_edit_changes():
-    sparse = pytest.importorskip("passband.parts.edits").Sparse
-    model = net()
-    start = weights(model)
-    selected = Selected(model, chosen(model))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("parametrisation", ["value", "delta"])
+def test_edit_changes_added_to_the_pretrained_model(parametrisation, dtype):
+    model = net().to(dtype)
+    selected = Selected(model, chosen(model), parametrisation=parametrisation)
+    train(model, sgd(selected), 3)
+    selected.keep("out.weight", torch.arange(len(selected.indices["out.weight"])) % 2 == 0)
     train(model, sgd(selected), 2)
     selected.sync()
+    fresh = net().to(dtype)
     for name, change in selected.edit_changes().items():
-        assert isinstance(change, sparse)
-        assert torch.equal(change.delta(), model.get_parameter(name).detach() - start[name])
+        assert isinstance(change, Sparse)
+        assert torch.equal(change.indices, selected.support[name])
+        change.add_to(fresh.get_parameter(name))
+    if parametrisation == "delta":
+        assert_same_bits(weights(fresh), weights(model))
+    for name, trained in weights(model).items():  # a value's difference is rounded once more
+        rounding = 2 * torch.finfo(dtype).eps
+        assert torch.allclose(fresh.get_parameter(name), trained, rtol=rounding, atol=1e-7)
+        assert not torch.equal(trained, net().to(dtype).get_parameter(name))

@@ -45,7 +45,7 @@ import torch
 from torch import Tensor, nn
 
 from passband.errors import CheckpointError, ConfigError, DataError
-from passband.parts.edits import Change, Sparse, fingerprint
+from passband.parts.edits import Change, Dense, Sparse, fingerprint
 from passband.parts.selective import Selected
 from passband.tuning.handle import Calibration, Handle, Phase
 from passband.tuning.lt_sft.maskable import Parts, find_parts, untied
@@ -150,30 +150,37 @@ class LTSFT:
 class LotteryTicket(Handle):
     """LT-SFT on a model.
 
-    support  sorted flat indices of the entries that are in the mask so far, by name
-    start    pretrained values of the maskable tensors; after the last selection of the support alone
+    entries   K
+    maskable  parameters that the mask may choose from, by name; `size` of them
+    support   sorted flat indices of the entries that are in the mask so far, by name
+    selected  their values, in phase 2; None in phase 1
     """
 
     def __init__(
-        self, model: nn.Module, parts: Parts, count: int, *, method: LTSFT,
+        self, model: nn.Module, parts: Parts, entries: int, *, method: LTSFT,
         losses: Sequence[Callable[[nn.Module], Tensor]] = (), **options: Any,
     ) -> None:
         known = dict(model.named_parameters())
-        self.method, self.entries, self.losses = method, count, losses
+        self.method, self.entries, self.losses = method, entries, losses
         self.maskable = {name: known[name] for name in parts.maskable}
         self.size = sum(p.numel() for p in self.maskable.values())
-        _check(self.maskable, count, self.size)
+        _check(self.maskable, entries, self.size)
         super().__init__(model, method=method, **options)
         self.retie: Callable[[], None] | None = None
         self.total = sum(p.numel() for p in model.parameters())
         self.support: dict[str, Tensor] = {}
         self.selected: Selected | None = None
-        self._start_of = {n: p.detach().clone() for n, p in self.maskable.items()}
-        self._compact = False  # _start_of holds the entries of the support alone
+        # Pretrained values: of whole tensors while something is to be selected, then of the
+        # support alone.
+        self._whole: dict[str, Tensor] = {}
+        self._entries: dict[str, Tensor] = {}
+        self._away: dict[str, Tensor] = {}  # what stands in the weights when switched on again
+        self._kept: dict[str, Change] = {}  # the changes, while switched off
         if method.two_phases:
+            self._whole = {n: p.detach().clone() for n, p in self.maskable.items()}
             self._train_all()
         else:
-            self._sparse(self._choose(count))
+            self._train_entries(self._choose(entries))
 
     # ---- phases ----------------------------------------------------------------------------
 
@@ -183,178 +190,222 @@ class LotteryTicket(Handle):
             yield Phase("sparse")
             return
         for number in range(rounds):
-            last = number == rounds - 1
             label = f"-{number + 1}" if rounds > 1 else ""
             heads = {n: p.detach().clone() for n, p in self.head.items()}
-            values = self._values()
-            self._train_all()
+            values = self._train_all()
             yield Phase(f"full{label}", method.full_share / rounds)
-            chosen = self._choose(
-                self.entries - sum(map(len, self.support.values())) if last
-                else self.entries // rounds
-            )
+            # Whole numbers: the last iteration takes what division left.
+            held = sum(map(len, self.support.values()))
+            chosen = self._choose(self.entries * (number + 1) // rounds - held)
             self._rewind(values, heads)
-            self._sparse(chosen, compact=last)
+            self._train_entries(chosen)
+            if number == rounds - 1:
+                self._whole = {}
             yield Phase(f"sparse{label}", (1 - method.full_share) / rounds)
 
-    def _train_all(self) -> None:
-        """Phase 1: nothing is masked."""
+    def _train_all(self) -> dict[str, Tensor]:
+        """Phase 1: nothing is masked. Returns the values that the entries of the mask have."""
+        values = {n: v.detach().clone() for n, v in self._values().items()}
         if self.selected is not None:
             self.selected.detach(restore=False)
             self.selected = None
-        self.optimizers.clear()
+        self._begin()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self.maskable or name in self.head)
+        return values
+
+    def _train_entries(self, chosen: Mapping[str, Tensor]) -> None:
+        """Phase 2: the entries of the mask alone, with optimiser state of their number."""
+        names = [n for n in self.maskable if n in chosen or n in self.support]
+        devices = {n: self.maskable[n].device for n in names}
+        self.support = {
+            n: _joined(self.support.get(n), chosen.get(n)).to(devices[n]) for n in names
+        }
+        first = self._whole or {n: self.maskable[n].detach() for n in names}
+        self._entries = {n: _flat(first[n])[self.support[n]] for n in names}
+        self._begin()
+        self.selected = Selected(self.model, self.support, also=list(self.head))
+
+    def _begin(self) -> None:
+        """Optimisers of an earlier phase are no longer ours; nor are gradients."""
+        self.optimizers.clear()
+        for parameter in self.model.parameters():
             parameter.grad = None
 
     def _choose(self, count: int) -> dict[str, Tensor]:
-        method = self.method
-        sizes = {name: p.numel() for name, p in self.maskable.items()}
-        if method.criterion == "random":
-            return uniform(sizes, count, self.seed)
-        if method.criterion == "bitfit":
-            return {n: torch.arange(p.numel()) for n, p in self.maskable.items() if p.ndim == 1}
-        if method.criterion == "first_order":
-            return largest(Given(self._fisher()), count)
-        moved = Moved(self._start_of, self.maskable)
-        if method.criterion == "per_tensor":
-            return per_tensor(moved, count, taken=self.support)
-        return largest(moved, count, taken=self.support)
-
-    def _fisher(self) -> dict[str, Tensor]:
-        """Squared gradients [shape of each tensor], summed over the calibration losses."""
-        if not self.losses:
-            raise DataError(
-                "criterion 'first_order' without losses", expected="calibration={'losses': [...]}",
-                mend="a sequence of functions that take the model and return a loss",
-            )
-        for parameter in self.maskable.values():
-            parameter.requires_grad_(True)
-        names = list(self.maskable)
-        found = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in self.maskable.items()}
-        with torch.enable_grad():
-            for loss in self.losses:
-                gradients = torch.autograd.grad(
-                    loss(self.model), list(self.maskable.values()), allow_unused=True
-                )
-                for name, gradient in zip(names, gradients, strict=True):
-                    if gradient is not None:
-                        found[name] += gradient.float().square()
-        return found
+        choose = _CRITERIA[self.method.criterion]
+        return choose(self, count)
 
     @torch.no_grad()
     def _rewind(self, values: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> None:
         """Everything as it was when the iteration began, heads included."""
         for name, parameter in self.maskable.items():
-            parameter.copy_(self._start_of[name])
+            parameter.copy_(self._whole[name])
             if name in values:
-                parameter.view(-1)[self.support[name]] = values[name].to(parameter.dtype)
+                at = self.support[name]
+                parameter.view(-1).index_copy_(0, at, values[name].to(parameter.dtype))
         for name, parameter in self.head.items():
             parameter.copy_(heads[name])
 
-    def _sparse(self, chosen: Mapping[str, Tensor], compact: bool = True) -> None:
-        """Phase 2: the entries of the mask alone, with an optimiser state of their size."""
-        names = [n for n in self.maskable if n in chosen or n in self.support]
-        self.support = {
-            n: _joined(self.support.get(n), chosen.get(n)).to(self.maskable[n].device)
-            for n in names
-        }
-        if compact:
-            self._start_of = {n: self._start(n) for n in names}
-            self._compact = True
-        self.optimizers.clear()
-        for parameter in self.model.parameters():
-            parameter.grad = None
-        self.selected = Selected(self.model, self.support, also=list(self.head))
-
     # ---- what a handle gives ---------------------------------------------------------------
 
+    def _values(self) -> dict[str, nn.Parameter]:
+        return self.selected.values if self.selected is not None else {}
+
     def trained(self) -> dict[str, nn.Parameter]:
-        return self.selected.values if self.selected is not None else dict(self.maskable)
-
-    def _start(self, name: str) -> Tensor:
-        """Pretrained entries of the support, [k]."""
-        start = self._start_of[name]
-        return start if self._compact else start.reshape(-1)[self.support[name]]
-
-    def _values(self) -> dict[str, Tensor]:
-        """Entries of the support as they stand, [k], in the precision they are trained in."""
-        if self.selected is None:
-            return {}
-        return {n: v.detach().clone() for n, v in self.selected.values.items()}
+        return self._values() or dict(self.maskable)
 
     def changes(self) -> dict[str, Change]:
-        """Sparse changes; in phase 1, whose result is never used, dense ones."""
-        if not self.enabled:
-            return dict(self._kept)
-        return self._changes()
+        """Sparse; dense in phase 1, whose result is for the selection alone."""
+        return dict(self._kept) if not self.enabled else self._changes()
 
     def _changes(self) -> dict[str, Change]:
         if self.selected is None:
-            whole = {n: torch.arange(p.numel()) for n, p in self.maskable.items()}
             return {
-                n: Sparse(at, (self.maskable[n].detach().float() - self._start_of[n].float())
-                          .reshape(-1), tuple(self.maskable[n].shape))
-                for n, at in whole.items()
+                n: Dense(p.detach().float() - self._whole[n].float())
+                for n, p in self.maskable.items()
             }
         return {
-            n: Sparse(self.support[n], values.detach().float() - self._start(n).float(),
+            n: Sparse(self.support[n], v.detach().float() - self._entries[n].float(),
                       tuple(self.maskable[n].shape))
-            for n, values in self.selected.values.items()
+            for n, v in self._values().items()
         }
 
     def _switch(self, on: bool) -> None:
-        """Exchange what stands in the weights with what stood there before."""
-        with torch.no_grad():
-            if on:
-                for name, values in self._away.items():
-                    self._put(name, values)
-                self._kept, self._away = {}, {}
-                return
-            if self.selected is not None:
-                self.selected.sync()
-            self._kept = self._changes()
-            self._away = {n: self._entries(n).clone() for n in self.trained()}
-            for name in self.trained():
-                self._put(name, self._start_of[name] if self.selected is None
-                          else self._start(name))
+        """Exchange what stands in the weights; through `.data`, so that graphs stay usable."""
+        if on:
+            self._put(self._away)
+            self._kept, self._away = {}, {}
+            return
+        if self.selected is not None:
+            self.selected.sync()
+        self._kept, self._away = self._changes(), self._standing()
+        self._put(self._whole if self.selected is None else self._entries)
 
-    def _entries(self, name: str) -> Tensor:
-        weight = self.maskable[name].detach()
-        return weight if self.selected is None else weight.view(-1)[self.support[name]]
-
-    def _put(self, name: str, values: Tensor) -> None:
-        # Through `.data`: graphs made outside of `off()` may still run backward after it.
-        weight = self.maskable[name].data
+    def _standing(self) -> dict[str, Tensor]:
+        """What stands in the weights now: whole tensors, or the entries of the support."""
         if self.selected is None:
-            weight.copy_(values)
-        else:
-            weight.view(-1).index_copy_(0, self.support[name], values)
+            return {n: p.detach().clone() for n, p in self.maskable.items()}
+        return {n: _flat(self.maskable[n])[at] for n, at in self.support.items()}
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            weight = self.maskable[name].data
+            if self.selected is None:
+                weight.copy_(value)
+            else:
+                weight.view(-1).index_copy_(0, self.support[name], value)
 
     def _release(self) -> None:
+        """The weights are the pretrained ones already, and stay so."""
         if self.selected is not None:
-            away = {n: self._entries(n).clone() for n in self.trained()}
-            names = list(away)
             self.selected.detach(restore=True)
-            for name in names:
-                self.maskable[name].data.view(-1).index_copy_(0, self.support[name], away[name])
+            self._put(self._entries)  # the selection's own memory is of the last rewinding
             self.selected = None
         if self.retie is not None:
             self.retie()
 
     def penalty(self) -> Tensor | None:
-        """R, the distance from the pretrained weights, weighted for the phase."""
+        """R of the phase, weighted."""
         method = self.method
         weight = method.l1_full if self.selected is None else method.l1_sparse
         if weight == 0:
             return None
-        parts = [
-            (p - self._start_of[n]).abs().sum() if self.selected is None
-            else (p - self._start(n).to(p.dtype)).abs().sum()
-            for n, p in self.trained().items()
-        ]
+        first = self._whole if self.selected is None else self._entries
+        pairs = [(p, first[n]) for n, p in self.trained().items()]
         if not method.l1_maskable_only:
-            parts += [(p - super(LotteryTicket, self)._start[n]).abs().sum()
-                      for n, p in self.head.items()]
+            pairs += [(p, self._start[n]) for n, p in self.head.items()]
+        distance = torch.stack([(p - p0.to(p.dtype)).abs().sum().float() for p, p0 in pairs])
         count = {"total": self.total, "maskable": self.size, "none": 1}[method.l1_normaliser]
-        return weight / count * torch.stack([part.float() for part in parts]).sum()
+        return weight / count * distance.sum()
+
+    # ---- exact resume ----------------------------------------------------------------------
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"support": dict(self.support), "phase": "full" if self.selected is None else "sparse"}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Within the phase it was taken in. Raises `CheckpointError` for another mask."""
+        here = self.extra_state()
+        same = here["support"].keys() == state["support"].keys() and all(
+            torch.equal(at.cpu(), state["support"][n].cpu()) for n, at in self.support.items()
+        )
+        if here["phase"] != state["phase"] or not same:
+            raise CheckpointError(
+                f"a state of phase {state['phase']!r} for a handle in {here['phase']!r}"
+                + ("" if same else ", with another mask"),
+                expected="the same phase after the same selection",
+                mend="resume phase 1 from its own end first: the selection follows from it",
+            )
+
+
+# ---- which entries -------------------------------------------------------------------------------
+
+
+def _moved(handle: LotteryTicket, count: int) -> dict[str, Tensor]:
+    moved = Moved(handle._whole, handle.maskable)
+    return largest(moved, count, taken=handle.support, seed=handle.seed)
+
+
+def _moved_per_tensor(handle: LotteryTicket, count: int) -> dict[str, Tensor]:
+    return per_tensor(Moved(handle._whole, handle.maskable), count, taken=handle.support)
+
+
+def _random(handle: LotteryTicket, count: int) -> dict[str, Tensor]:
+    return uniform({n: p.numel() for n, p in handle.maskable.items()}, count, handle.seed)
+
+
+def _biases(handle: LotteryTicket, count: int) -> dict[str, Tensor]:
+    return {n: torch.arange(p.numel()) for n, p in handle.maskable.items() if p.ndim == 1}
+
+
+def _fisher(handle: LotteryTicket, count: int) -> dict[str, Tensor]:
+    """Squared gradients, summed over the calibration losses."""
+    if not handle.losses:
+        raise DataError(
+            "criterion 'first_order' without losses", expected="calibration={'losses': [...]}",
+            mend="a sequence of functions that take the model and return a loss",
+        )
+    names, weights = list(handle.maskable), list(handle.maskable.values())
+    flags = [p.requires_grad for p in weights]
+    found = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in handle.maskable.items()}
+    for parameter in weights:
+        parameter.requires_grad_(True)
+    with torch.enable_grad():
+        for loss in handle.losses:
+            gradients = torch.autograd.grad(loss(handle.model), weights, allow_unused=True)
+            for name, gradient in zip(names, gradients, strict=True):
+                if gradient is not None:
+                    found[name] += gradient.float().square()
+    for parameter, flag in zip(weights, flags, strict=True):
+        parameter.requires_grad_(flag)
+    return largest(Given(found), count, seed=handle.seed)
+
+
+_CRITERIA: dict[str, Callable[[LotteryTicket, int], dict[str, Tensor]]] = {
+    "lottery": _moved, "per_tensor": _moved_per_tensor, "random": _random, "bitfit": _biases,
+    "first_order": _fisher,
+}
+
+
+def _check(maskable: Mapping[str, Tensor], entries: int, size: int) -> None:
+    if entries > size:
+        raise DataError(
+            f"K = {entries}", expected=f"at most the {size} maskable parameters",
+            mend="a lower count or density, or fewer freeze_* flags",
+        )
+    whole = [n for n, p in maskable.items() if not p.is_floating_point()]
+    if whole:
+        raise DataError(
+            f"{', '.join(whole[:5])} hold integers (a quantised model?)",
+            expected="floating-point weights", mend="load the model without quantisation",
+        )
+
+
+def _joined(one: Tensor | None, other: Tensor | None) -> Tensor:
+    parts = [part.cpu() for part in (one, other) if part is not None]
+    return torch.cat(parts).sort().values
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.detach().reshape(-1)

@@ -184,12 +184,25 @@ def _cut(found: Mapping[str, tuple[Tensor, Tensor]], count: int) -> dict[str, Te
     return chosen
 
 
-def per_tensor(scores: Scores, density: float) -> dict[str, Tensor]:
-    """The same share of every tensor, rounded, at least one entry of each."""
-    chosen = {}
-    for name, size in scores.sizes().items():
-        one = _One(scores, name, size)
-        chosen |= largest(one, max(1, round(density * size)))
+def per_tensor(
+    scores: Scores, count: int, *, taken: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The largest scores of every tensor by itself: shares of `count` by size, exactly `count`.
+
+    Fractions are rounded down, and what is missing goes to the largest remainders. Raises what
+    `largest` does, for a single tensor.
+    """
+    sizes = scores.sizes()
+    total = sum(sizes.values())
+    quota = {name: count * size // total for name, size in sizes.items()}
+    rest = sorted(sizes, key=lambda name: -(count * sizes[name] % total))
+    for name in rest[: count - sum(quota.values())]:
+        quota[name] += 1
+    chosen: dict[str, Tensor] = {}
+    for name, size in sizes.items():
+        if quota[name]:
+            mine = {name: taken[name]} if taken and name in taken else None
+            chosen |= largest(_One(scores, name, size), quota[name], taken=mine)
     return chosen
 
 

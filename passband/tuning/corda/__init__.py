@@ -1,0 +1,1 @@
+"""CorDA: low-rank factors from a decomposition that looks at the layer's inputs."""

@@ -1,0 +1,1 @@
+"""LT-SFT: sparse differences of tasks and languages that add up (arXiv 2110.07560)."""

@@ -1,0 +1,1 @@
+"""SORSA: train the leading singular triples, with singular vectors kept nearly orthonormal."""
