@@ -59,7 +59,9 @@ def test_a_changed_file_is_parsed_again(tmp_path: Path, text: str, when: int) ->
     assert CardCache(file).read(card) == {"a": int(text[4:])}
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"PATH": 3}', '{"PATH": [1, 5]}', '{"PATH": [1, 5, 7]}', "\x00\xff"])
+@pytest.mark.parametrize("damage", [
+    "", "{", "[]", '{"PATH": 3}', '{"PATH": [1, 5]}', '{"PATH": [1, 5, 7]}', "\x00\xff",
+])
 def test_a_damaged_cache_is_none(tmp_path: Path, damage: str) -> None:
     card = write(tmp_path / "card.toml", "a = 1")
     file = kept(tmp_path, card)

@@ -120,7 +120,7 @@ class SelectedTensor:
                 mend="move the model first and select then",
             )
         with torch.no_grad():
-            weights = self.values
+            weights: Tensor = self.values
             if self._is_delta:
                 weights = self.original.to(self.values.dtype) + self.values
             self._write(self._places, weights.to(self.weight.dtype))
@@ -144,7 +144,7 @@ class SelectedTensor:
         """
         slots = slots.to(self.indices.device, torch.int64)
         indices = self._checked(indices)
-        if slots.shape != indices.shape or slots.unique().numel() != slots.numel():
+        if slots.shape != indices.shape or _repeated(slots):
             raise DataError(
                 f"{slots.numel()} slots of {self.name} for {indices.numel()} new indices",
                 expected="as many distinct slots as new indices",
@@ -303,7 +303,7 @@ class SelectedTensor:
                 f"index {low if low < 0 else high} of {self.name}",
                 expected=f"0 to {self.weight.numel() - 1} for shape {tuple(self.weight.shape)}",
             )
-        if indices.unique().numel() != indices.numel():
+        if _repeated(indices):
             raise DataError(f"indices of {self.name} are repeated", expected="distinct indices")
         return indices
 
@@ -331,13 +331,19 @@ class SelectedTensor:
 
 def _memory_order(name: str, weight: Tensor) -> tuple[int, ...]:
     """The axes from the slowest to the fastest in memory."""
-    axes = tuple(sorted(range(weight.dim()), key=lambda axis: -weight.stride(axis)))
+    strides = weight.stride()
+    axes = tuple(sorted(range(weight.dim()), key=lambda axis: -strides[axis]))
     if weight.layout != torch.strided or not weight.detach().permute(axes).is_contiguous():
         raise DataError(
-            f"{name} is a view with strides {weight.stride()} for shape {tuple(weight.shape)}",
+            f"{name} is a view with strides {strides} for shape {tuple(weight.shape)}",
             expected="a tensor that owns its memory", mend="set the parameter to weight.clone()",
         )
     return axes
+
+
+def _repeated(numbers: Tensor) -> bool:
+    ordered = numbers.sort().values
+    return bool((ordered[1:] == ordered[:-1]).any())
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

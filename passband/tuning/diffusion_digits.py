@@ -144,10 +144,24 @@ def _held_out() -> Digits:
     )
 
 
-def drawn(model: nn.Module, classes: range, prior: Prior) -> Digits:
+def style_distance(model: nn.Module, name: str, prior: Prior) -> float:
+    """Distance of drawn classes 0-4 to unseen images of a style; the exam's target alone."""
+    with evaluating(model):
+        images = drawn(model, STYLED, prior)
+    return distance(images, _held_out().transformed(*STYLES[name]).of(STYLED))
+
+
+def prior_distance(model: nn.Module, prior: Prior, seed: int = 0) -> float:
+    """Distance of what a model draws, all classes, to unseen digits in their own style."""
+    with evaluating(model):
+        images = drawn(model, range(10), prior, seed)
+    return distance(images, _held_out())
+
+
+def drawn(model: nn.Module, classes: range, prior: Prior, seed: int = 0) -> Digits:
     """Images in [0, 1] that a model draws of some classes, equally many of each."""
     labels = torch.tensor(list(classes)).repeat(prior.drawn)
-    images = DIFFUSION.ddim(model, labels, steps=prior.sampling, seed=0)
+    images = DIFFUSION.ddim(model, labels, steps=prior.sampling, seed=seed)
     return Digits(images.clamp(-1, 1) / 2 + 0.5, labels)
 
 

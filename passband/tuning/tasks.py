@@ -115,6 +115,41 @@ class Sequence(Task):
         return measure_sequence(system, data.test) if data.test is not None else {}
 
 
+class Transfer(Task):
+    """A task that is taught in one language and wanted in others."""
+
+    family = "tuning"
+    verb = "adapt"
+    version = 1
+    pareto = (("zero_shot", "adapter_bytes"), ("zero_shot", "forgetting"))
+    metrics = (
+        Metric("zero_shot", "%", "higher",
+               about="accuracy in languages without any example, with the modules for them if any"),
+        Metric("gain", "%", "higher", about="improvement of zero_shot"),
+        Metric("forgetting", "nats/token", "lower",
+               about="worsening of the masked-LM loss on what was known before"),
+        Metric("out_of_domain", "%", "higher",
+               about="accuracy in well-known languages without any example, task alone"),
+        Metric("task_alone", "%", "higher", about="zero_shot without modules for languages"),
+        Metric("source_accuracy", "%", "higher", about="in the language of the examples"),
+        Metric("source_fit", "nats/token", "lower",
+               about="masked-LM loss on held-out text of the source, language module alone"),
+        Metric("target_fit", "nats/token", "lower", about="the same, mean over the targets"),
+        *COST,
+    )
+
+    def __init__(self, name: str, summary: str, build: str) -> None:
+        self.name, self.summary, self._build = name, summary, build
+
+    def data(self, seed: int = 0, size: Size = "small") -> Data[Any]:
+        return _function(self._build)(seed, size)
+
+    def evaluate(self, system: System, data: Data[Any]) -> dict[str, float]:
+        from passband.tuning.crosslingual import measure_transfer
+
+        return measure_transfer(system, data.test) if data.test is not None else {}
+
+
 def _function(path: str) -> Callable[..., Data[Any]]:
     module, name = path.split(":")
     found: Callable[..., Data[Any]] = getattr(import_module(module), name)
@@ -209,6 +244,11 @@ _ALL: tuple[Task, ...] = (
         retention="rank (MRR) of the right function for a docstring",
         target=Metric("accuracy", "%", "higher", about="on a tenth held out"),
         between="rank (MRR) of the right function for a docstring",
+    ),
+    Transfer(
+        "number-words",
+        "a small multilingual BERT learns the last digit of numerals in English, for three others",
+        "passband.tuning.number_words:number_words",
     ),
 )
 

@@ -142,6 +142,14 @@ def test_disjoint_blocks_fuse_exactly():
     assert torch.equal(fused, one_by_one)
 
 
+@pytest.mark.parametrize("dim", [0, 1])
+def test_lora_of_a_block_of_transposed_weights(dim):
+    values = torch.randn(2, 5) if dim == 0 else torch.randn(4, 2)
+    change = Block(dim, torch.tensor([1, 3]), values, (4, 5), transposed=True)  # [in, out]
+    left, right = change.lora()
+    assert torch.equal((left @ right).t(), change.delta())
+
+
 def test_lora_stacks_the_start_with_a_minus():
     b, a = torch.ones(3, 1), torch.full((1, 2), 2.0)
     b0, a0 = torch.full((3, 1), 5.0), torch.ones(1, 2)

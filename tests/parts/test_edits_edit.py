@@ -211,6 +211,17 @@ def test_training_in_between():
     assert torch.equal(model.bias.detach(), start)
 
 
+def test_keeping_what_was_trained_leaves_the_rest_to_the_bit():
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.bias.copy_(torch.tensor([0.1, 0.3]))
+    applied = shift(1e8).apply(model)  # swallows the digits of the bias: subtracting won't do
+    with torch.no_grad():
+        model.bias[0] = 5.0
+    applied.revert(trained="keep")
+    assert model.bias[1].item() == torch.tensor(0.3).item()
+
+
 def test_the_same_bits_written_again_are_no_training():
     model = Everything(torch.bfloat16)
     before = copy_of(model)
@@ -311,6 +322,14 @@ def test_an_applied_edit_does_not_hide_the_base():
     first.apply(model)
     second.apply(model)
     assert fingerprint(model) == first.base
+
+
+def test_dtype_and_shape_are_part_of_a_fingerprint():
+    zeros = [torch.zeros(4).half(), torch.zeros(4).bfloat16(), torch.zeros(2, 2).half()]
+    assert len({fingerprint({"w": w}).sha256 for w in zeros}) == 3  # all eight zero bytes
+    kernel = torch.randn(2, 3, 4, 4)
+    same = kernel.to(memory_format=torch.channels_last)
+    assert fingerprint({"w": kernel}) == fingerprint({"w": same})
 
 
 def test_a_fresh_head_is_no_part_of_the_base():

@@ -57,7 +57,8 @@ def test_the_schedule_is_the_cosine_one():
 def test_noised_images_have_the_variance_of_the_schedule():
     x = torch.full((20000, 1, 1, 1), 0.8)
     t = torch.full((20000,), 30)
-    noised = DIFFUSION.noised(x, t, torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    noised = DIFFUSION.noised(x, t, noise)
     a = float(DIFFUSION.signal(torch.tensor(30)))
     assert float(noised.mean()) == pytest.approx(0.8 * math.sqrt(a), abs=0.02)
     assert float(noised.var()) == pytest.approx(1 - a, rel=0.03)

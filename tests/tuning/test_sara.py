@@ -93,7 +93,7 @@ def test_largest_and_random_select_as_many():
     for chosen in drawn:
         for name, at in chosen.indices.items():
             assert len(at.unique()) == len(at)
-            assert 0 <= int(at.min()) and int(at.max()) < weights[name].numel()
+            assert int(at.min()) >= 0 and int(at.max()) < weights[name].numel()
 
 
 def test_zeros_are_counted_apart_and_can_be_excluded():
@@ -175,7 +175,7 @@ def test_bad_weights_and_arguments_are_refused():
 
 
 def dense_adamw(model, masks, theta, steps, lr, wd, adjust=None, micro=1):
-    """AdamW written out, on dense tensors with masks; at step `adjust` masks shrink to |P| < theta."""
+    """AdamW written out, on dense tensors with masks that shrink to |P| < theta at `adjust`."""
     weights = dict(model.named_parameters())
     moments = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in weights.items()}
     for step in range(steps):
@@ -459,8 +459,9 @@ def test_an_edit_is_saved_and_refuses_another_base(tmp_path):
     ours, theirs = network(), network()
     edit.apply(ours)
     again.apply(theirs)
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
-    with pytest.raises((CheckpointError, DataError), match="0.weight"):
+    pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    with pytest.raises((CheckpointError, DataError), match=r"0\.weight"):
         again.apply(network(seed=1))
 
 

@@ -51,7 +51,7 @@ from passband.tuning.handle import Calibration, Handle, Phase
 from passband.tuning.lt_sft.maskable import Parts, find_parts, untied
 from passband.tuning.lt_sft.selection import Given, Moved, largest, per_tensor, uniform
 
-Criterion = Literal["lottery", "per_tensor", "random", "bitfit", "first_order"]
+Criterion = Literal["lottery", "per_tensor", "random", "bitfit", "first_order", "all"]
 Normaliser = Literal["total", "maskable", "none"]
 
 
@@ -64,8 +64,9 @@ class LTSFT:
                        per_tensor   the same share of every tensor, that moved farthest
                        random       drawn uniformly (RAND-SFT); no phase 1
                        bitfit       all biases; no phase 1
-                       first_order  largest summed squared gradients over `calibration["losses"]`,
-                                    a sequence of functions model -> loss; no phase 1
+                       first_order  largest summed squared gradients over the batches of
+                                    `calibration["task"]`; no phase 1
+                       all          no mask: dense differences, what sparse ones are compared with
     iterations         J, of select and rewind
     full_share         part of each iteration's steps that phase 1 takes
     l1_full, l1_sparse weight of R in either phase. With N = all parameters the pull on one weight
@@ -125,6 +126,8 @@ class LTSFT:
         parts = self.parts(model, head)
         if self.criterion == "bitfit":
             return sum(known[n].numel() for n in parts.maskable if known[n].ndim == 1)
+        if self.criterion == "all":
+            return sum(known[n].numel() for n in parts.maskable)
         if self.count is not None:
             return self.count
         return max(1, round(self.density * sum(known[n].numel() for n in parts.maskable)))
@@ -138,7 +141,7 @@ class LTSFT:
         retie = untied(model) if self.untie_embeddings else None
         parts = self.parts(model, head)
         handle = LotteryTicket(
-            model, parts, self.entries(model, head), losses=(calibration or {}).get("losses", ()),
+            model, parts, self.entries(model, head), calibration=calibration,
             method=self, head=parts.dense, steps=steps, seed=seed, name=name,
         )
         # The base is the model as it came: an edit of it must not ask for an untied one.
@@ -158,10 +161,10 @@ class LotteryTicket(Handle):
 
     def __init__(
         self, model: nn.Module, parts: Parts, entries: int, *, method: LTSFT,
-        losses: Sequence[Callable[[nn.Module], Tensor]] = (), **options: Any,
+        calibration: Calibration | None = None, **options: Any,
     ) -> None:
         known = dict(model.named_parameters())
-        self.method, self.entries, self.losses = method, entries, losses
+        self.method, self.entries, self.calibration = method, entries, calibration or {}
         self.maskable = {name: known[name] for name in parts.maskable}
         self.size = sum(p.numel() for p in self.maskable.values())
         _check(self.maskable, entries, self.size)
@@ -176,7 +179,7 @@ class LotteryTicket(Handle):
         self._entries: dict[str, Tensor] = {}
         self._away: dict[str, Tensor] = {}  # what stands in the weights when switched on again
         self._kept: dict[str, Change] = {}  # the changes, while switched off
-        if method.two_phases:
+        if method.two_phases or method.criterion == "all":
             self._whole = {n: p.detach().clone() for n, p in self.maskable.items()}
             self._train_all()
         else:
@@ -187,7 +190,7 @@ class LotteryTicket(Handle):
     def phases(self) -> Iterator[Phase]:
         method, rounds = self.method, self.method.iterations
         if not method.two_phases:
-            yield Phase("sparse")
+            yield Phase("train")
             return
         for number in range(rounds):
             label = f"-{number + 1}" if rounds > 1 else ""
@@ -256,7 +259,7 @@ class LotteryTicket(Handle):
         return self._values() or dict(self.maskable)
 
     def changes(self) -> dict[str, Change]:
-        """Sparse; dense in phase 1, whose result is for the selection alone."""
+        """Sparse; dense in phase 1 and without a mask."""
         return dict(self._kept) if not self.enabled else self._changes()
 
     def _changes(self) -> dict[str, Change]:
@@ -322,7 +325,8 @@ class LotteryTicket(Handle):
     # ---- exact resume ----------------------------------------------------------------------
 
     def extra_state(self) -> dict[str, Any]:
-        return {"support": dict(self.support), "phase": "full" if self.selected is None else "sparse"}
+        phase = "full" if self.selected is None else "sparse"
+        return {"support": dict(self.support), "phase": phase}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Within the phase it was taken in. Raises `CheckpointError` for another mask."""
@@ -360,11 +364,12 @@ def _biases(handle: LotteryTicket, count: int) -> dict[str, Tensor]:
 
 
 def _fisher(handle: LotteryTicket, count: int) -> dict[str, Tensor]:
-    """Squared gradients, summed over the calibration losses."""
-    if not handle.losses:
+    """Squared gradients, summed over the calibration batches."""
+    batches = handle.calibration.get("task", ())
+    if not len(batches):
         raise DataError(
-            "criterion 'first_order' without losses", expected="calibration={'losses': [...]}",
-            mend="a sequence of functions that take the model and return a loss",
+            "criterion 'first_order' without batches", expected="calibration={'task': [...]}",
+            mend="some batches, each the keyword arguments of one call of the model",
         )
     names, weights = list(handle.maskable), list(handle.maskable.values())
     flags = [p.requires_grad for p in weights]
@@ -372,8 +377,9 @@ def _fisher(handle: LotteryTicket, count: int) -> dict[str, Tensor]:
     for parameter in weights:
         parameter.requires_grad_(True)
     with torch.enable_grad():
-        for loss in handle.losses:
-            gradients = torch.autograd.grad(loss(handle.model), weights, allow_unused=True)
+        for batch in batches:
+            loss = handle.model(**batch).loss
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
             for name, gradient in zip(names, gradients, strict=True):
                 if gradient is not None:
                     found[name] += gradient.float().square()

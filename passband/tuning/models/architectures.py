@@ -66,6 +66,10 @@ _ALL = {
         "Gemma", 8_537_680_896, vocabulary=256_000, width=3072, ffn=24_576, layers=28, heads=16,
         kv_heads=16, tied=True, head_dim=256,
     ),
+    # Without any head, pooler included.
+    "mbert": Architecture(
+        "BertModel", "BertConfig", dict(_BASE, vocab_size=119_547), 177_853_440,
+    ),
     "roberta-base": Architecture(
         "RobertaForSequenceClassification", "RobertaConfig",
         dict(_BASE, vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 from passband.bench.budget import Budget
@@ -31,7 +31,7 @@ class SaRAConfig(TunerConfig):
         "smallest", description="which entries; largest and random are there to compare with"
     )
     lambda_rank: float = Field(5e-3, ge=0, description="weight of the nuclear norm")
-    rank_sampling: Literal["one", "all"] | Annotated[int, Field(gt=0)] = Field(
+    rank_sampling: int | str = Field(
         "one", description="matrices whose nuclear norm is taken at a step: one, all or a number"
     )
     min_dim: int = Field(64, ge=1, description="penalised matrices have a larger smaller side")
@@ -47,6 +47,13 @@ class SaRAConfig(TunerConfig):
         None, gt=0, description="peak learning rate; null: 1e-3 exp(-350 threshold)"
     )
     weight_decay: float = Field(1e-2, ge=0, description="decoupled, of the trained entries")
+
+    @field_validator("rank_sampling")
+    @classmethod
+    def _draws(cls, draws: int | str) -> int | str:
+        if draws not in ("one", "all") and not (isinstance(draws, int) and draws > 0):
+            raise ValueError("one, all, or a number above 0")
+        return draws
 
 
 class Sara(Tuner):

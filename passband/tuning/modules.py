@@ -1,0 +1,144 @@
+"""Systems that learn a module for each language of a job, then the task on top.
+
+The budget is shared evenly: a run of N steps on a job with L languages gives N / (L + 1) to each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from passband.bench.budget import Budget
+from passband.bench.system import Monitor, NullMonitor, System
+from passband.bench.task import Data
+from passband.parts.edits import Edit
+from passband.tuning.adaptation import Adaptation
+from passband.tuning.crosslingual import CrossLingual
+
+if TYPE_CHECKING:
+    from passband.tuning.tuner import Tuner
+
+    _Base = Tuner
+else:
+    _Base = object
+
+
+def shared(edit: Edit) -> Edit:
+    """Without new values (heads): what fits every model with the same base.
+
+    >>> shared(language_edit).apply(classifier)
+    """
+    heads = {name for name, change in edit.changes.items() if change.kind == "replace"}
+    return edit.only(lambda name: name not in heads)
+
+
+class Modules(_Base):
+    """Mixed into a `Tuner`. It gives `in_language`, and looks at `learning` in `attach`.
+
+    modules   language -> what was learned of it
+    source    the language of the task's examples; "" when none was learned
+    learning  the language being learned; "" for the task
+    """
+
+    modules: dict[str, Edit]
+    source: str = ""
+    learning: str = ""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.modules = {}
+
+    def in_language(self, problem: CrossLingual) -> Adaptation:
+        """The task on a model that has the source language's module."""
+        raise NotImplementedError
+
+    def fit(
+        self, data: Data[Any], budget: Budget = Budget(), monitor: Monitor | None = None
+    ) -> dict[str, Any]:
+        """Languages first where the job has any, then the task."""
+        problem = data.train
+        self.modules, self.source = {}, ""
+        if not (isinstance(problem, CrossLingual) and self.config.languages):
+            return super().fit(data, budget, monitor)
+        budget = Budget(steps=self.config.steps) if budget == Budget() else budget
+        share = 1 / (len(problem.texts) + 1)
+        monitor, folder = monitor or NullMonitor(), self.checkpoints
+        reports: list[dict[str, Any]] = []
+        facts: list[dict[str, float]] = []
+
+        def learn(name: str, job: Adaptation) -> None:
+            stretch = _Stretch(monitor, share, reports)
+            self.checkpoints = folder / f"module-{name}" if folder else None
+            part = replace(data, train=job)
+            reports.append(super(Modules, self).fit(part, _part(budget, share), stretch))
+            facts.append(dict(self.facts))
+
+        try:
+            for self.learning, job in problem.texts.items():
+                learn(self.learning, job)
+                self.modules[self.learning] = self.fitted()
+            self.learning, self.source = "", problem.source
+            learn("task", self.in_language(problem))
+        finally:
+            self.checkpoints, self.learning = folder, ""
+        self.facts["attach_seconds"] = sum(fact["attach_seconds"] for fact in facts)
+        spent = {n: sum(r[n] for r in reports) for n in ("steps", "seconds", "examples")}
+        self.facts["step_seconds"] = spent["seconds"] / max(1, spent["steps"])
+        return reports[-1] | spent | {"attach_seconds": self.facts["attach_seconds"]}
+
+    # ---- state -----------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        languages = {
+            f"{_MODULE}{language}/{key}": tensor
+            for language, edit in self.modules.items() for key, tensor in edit.tensors().items()
+        }
+        return {**super().state(), **languages}
+
+    def extra(self) -> dict[str, Any]:
+        facts = {language: edit.facts() for language, edit in self.modules.items()}
+        return {**super().extra(), "source": self.source, "languages": facts}
+
+    def load_state(self, state: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+        import torch
+
+        own = {key: tensor for key, tensor in state.items() if not key.startswith(_MODULE)}
+        super().load_state(own, extra)
+        self.source, self.modules = extra["source"], {}
+        for language, facts in extra["languages"].items():
+            prefix = f"{_MODULE}{language}/"
+            tensors = {
+                key.removeprefix(prefix): torch.as_tensor(tensor)
+                for key, tensor in state.items() if key.startswith(prefix)
+            }
+            self.modules[language] = Edit.build(tensors, facts)
+
+
+_MODULE = "language:"
+
+
+def _part(budget: Budget, share: float) -> Budget:
+    return Budget(
+        None if budget.steps is None else max(1, round(share * budget.steps)),
+        None if budget.seconds is None else share * budget.seconds,
+        None if budget.examples is None else max(1, round(share * budget.examples)),
+    )
+
+
+class _Stretch:
+    """A monitor's view of one module's run: steps and seconds go on, progress is shared."""
+
+    def __init__(self, monitor: Monitor, share: float, done: list[dict[str, Any]]) -> None:
+        self.monitor, self.share, self.start = monitor, share, share * len(done)
+        self.steps = sum(report["steps"] for report in done)
+        self.seconds = sum(report["seconds"] for report in done)
+
+    def log(self, step: int, seconds: float, **values: float) -> None:
+        self.monitor.log(self.steps + step, self.seconds + seconds, **values)
+
+    def progress(self, fraction: float, text: str = "") -> None:
+        self.monitor.progress(self.start + self.share * fraction, text)
+
+    def test_error(self, system: System) -> None:
+        self.monitor.test_error(system)
