@@ -16,6 +16,7 @@ from passband.pde import Problem
 PLACES = (
     "passband.errors", "passband.bench.budget", "passband.parts.",
     "passband.data.", "passband.pde.gp_hm.", "passband.pde.baselines.",
+    "passband.tuning.diffusion", "passband.tuning.sara.",
 )
 MODULES = sorted(
     name for _, name, package in pkgutil.walk_packages(passband.__path__, "passband.")

@@ -1,6 +1,6 @@
 """Digits in a new style: a diffusion model of all ten classes learns from a few of five of them.
 
->>> data = style(seed=0, size="small")
+>>> data = style(seed=0, size="smoke")
 >>> job, exam = data.train, data.test
 >>> loss = job.output(job.model(), (job.examples.images[:8], job.examples.labels[:8])).loss
 

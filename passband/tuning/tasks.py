@@ -55,6 +55,7 @@ class Adapt(Task):
         unit: str, between: str, read: str = "",
     ) -> None:
         self.name, self.summary, self._build, self._read = name, summary, build, read
+        self.takes_model = bool(read)
         sign: Literal["higher"] = "higher"
         self.metrics = (
             target,
@@ -65,7 +66,7 @@ class Adapt(Task):
             *COST,
         )
 
-    def data(self, seed: int = 0, size: Size = "small") -> Data[Any]:
+    def data(self, seed: int = 0, size: Size = "small", model: Path | None = None) -> Data[Any]:
         return _function(self._build)(seed, size)
 
     def read(self, path: Path, model: Path | None = None) -> Data[Any]:
@@ -106,7 +107,7 @@ class Sequence(Task):
     def __init__(self, name: str, summary: str, build: str) -> None:
         self.name, self.summary, self._build = name, summary, build
 
-    def data(self, seed: int = 0, size: Size = "small") -> Data[Any]:
+    def data(self, seed: int = 0, size: Size = "small", model: Path | None = None) -> Data[Any]:
         return _function(self._build)(seed, size)
 
     def evaluate(self, system: System, data: Data[Any]) -> dict[str, float]:
@@ -141,7 +142,7 @@ class Transfer(Task):
     def __init__(self, name: str, summary: str, build: str) -> None:
         self.name, self.summary, self._build = name, summary, build
 
-    def data(self, seed: int = 0, size: Size = "small") -> Data[Any]:
+    def data(self, seed: int = 0, size: Size = "small", model: Path | None = None) -> Data[Any]:
         return _function(self._build)(seed, size)
 
     def evaluate(self, system: System, data: Data[Any]) -> dict[str, float]:

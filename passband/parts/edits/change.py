@@ -216,7 +216,7 @@ def is_finite(values: Tensor) -> bool:
 
 def count_different(one: Tensor, other: Tensor, chunk: int = 1 << 20) -> int:
     """Entries that differ; in pieces, because allocating large masks costs more than comparing."""
-    pairs = zip(one.reshape(-1).split(chunk), other.reshape(-1).split(chunk), strict=True)
+    pairs = zip(*(torch.split(t.reshape(-1), chunk) for t in (one, other)), strict=True)
     counts = [torch.count_nonzero(a != b) for a, b in pairs]
     return int(torch.stack(counts).sum()) if counts else 0
 

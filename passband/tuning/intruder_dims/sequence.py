@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 
 from passband.errors import DataError
-from passband.parts.edits import Edit
+from passband.parts.edits import Edit, settle
 from passband.tuning.intruder_dims.pairs import Weights, comparable, pairs, tensors
 from passband.tuning.intruder_dims.report import Report, analyse
 
@@ -98,7 +98,8 @@ def learn_in_turn(
     growth = Growth(model, **options)
     seen: list[str] = []
     for name, tune in tasks:
-        tune(model).apply(model).settle()
+        tune(model).apply(model)
+        settle(model)  # the next task begins from here
         seen.append(name)
         growth.record(name, {task: score(model, task) for task in seen})
     return growth

@@ -57,7 +57,7 @@ def packages(seed: int = 0, size: Size = "small") -> Data[Adaptation]:
 
 
 def _classes(per_class: int) -> LabelledText:
-    return docstring_packages(max(4, per_class // 4), kind="class")
+    return docstring_packages(max(4, per_class // 4), kind="other")
 
 
 def encoded(data: LabelledText, part: str) -> Labels:

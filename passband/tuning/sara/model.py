@@ -24,7 +24,8 @@ gradients and Adam is that of the entries (`passband.parts.selective`). No modul
 ...     optimizer.zero_grad()
 >>> handle.report().selected
 419
->>> both = compose([handle.edit(), handle.edit()], weights=[0.6, 0.6])
+>>> handle.edit().scaled(0.6).norm() > 0
+True
 """
 
 from __future__ import annotations
