@@ -113,6 +113,7 @@ def _make(path: Path, make: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         make(temporary)
+        temporary.chmod(0o644)  # safetensors writes private files; a cache may be shared
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

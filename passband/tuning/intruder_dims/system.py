@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -194,7 +195,8 @@ class IntruderDims(Tuner):
 
         def score(adapted: nn.Module) -> float:
             adapted.eval()
-            return named(validation(adapted), metric)
+            with torch.no_grad():
+                return named(validation(adapted), metric)
 
         return repair.choose(
             model, score, c.tolerance, better=better, relative=True, what=c.repair
@@ -212,7 +214,8 @@ class IntruderDims(Tuner):
                 expected="validation data", mend="give a factor, or repair='none'",
             )
         words = c.judge.split()
-        values = problem.validation(problem.model().eval())
+        with torch.no_grad():
+            values = problem.validation(problem.model().eval())
         if c.judge == "auto":
             name = next(iter(values))
             return name, "lower" if any(word in name for word in _LESS) else "higher"

@@ -10,6 +10,7 @@ from torch import nn
 
 from passband.bench.budget import Budget
 from passband.bench.system import Config
+from passband.errors import ConfigError
 from passband.parts.edits import Edit
 from passband.tuning.adaptation import Adaptation
 from passband.tuning.baselines.mad_x.model import (
@@ -115,9 +116,9 @@ class StackedAdapters(Modules, Tuner):
     def adapt(self, model: nn.Module, scale: float = 1.0) -> nn.Module:
         """The task in its own language. Adapters can't be scaled: `scale` has to be 1."""
         if scale != 1.0:
-            from passband.errors import ConfigError
-
-            raise ConfigError(f"scale = {scale} for adapters", expected="1: they are no differences")
+            raise ConfigError(
+                f"scale = {scale} for adapters", expected="1: they are modules, no differences"
+            )
         return self.speak(model, self.source)
 
 
