@@ -15,7 +15,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -59,6 +59,47 @@ def measure(
     kept = calls[1:] if warm and len(calls) > 1 else calls
     wall, processor = map(statistics.median, zip(*kept, strict=True))
     return Cost(wall, processor, peak.bytes, len(kept))
+
+
+def interleaved(
+    works: Mapping[str, Callable[[], Any]], rounds: int, turn: float = 0.0,
+    prepare: Mapping[str, Callable[[], Any]] | None = None,
+) -> dict[str, list[tuple[float, float]]]:
+    """Seconds by the clock and of the processor, one pair a round, of works that take turns.
+
+    What else the machine does then falls on all alike: compare works round by round
+    (`paired`). One turn ahead of the rounds is not counted.
+
+    turn     seconds that a turn should take at least; a short work is called several times in it
+    prepare  called ahead of each call, untimed; its result is what the work is called with
+    """
+    prepare, found = prepare or {}, {name: [] for name in works}
+    calls = dict.fromkeys(works, 1)
+    order = list(works)
+    for number in range(rounds + 1):
+        for name in order:
+            wall = busy = 0.0
+            for _ in range(calls[name]):
+                given = (prepare[name](),) if name in prepare else ()
+                gc.collect(0)
+                start, spent = time.perf_counter(), time.process_time()
+                works[name](*given)
+                wall += time.perf_counter() - start
+                busy += time.process_time() - spent
+            each = (wall / calls[name], busy / calls[name])
+            if number:
+                found[name].append(each)
+            else:
+                calls[name] = max(1, min(50, round(turn / max(each[1], 1e-6))))
+        order = order[1:] + order[:1]  # nobody always follows the same neighbour
+    return found
+
+
+def paired(
+    one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]
+) -> float:
+    """Median over rounds of the ratio of processor seconds."""
+    return statistics.median(a[1] / b[1] for a, b in zip(one, other, strict=True))
 
 
 def fix_threads(count: int, preload: Sequence[str]) -> None:

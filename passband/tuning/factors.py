@@ -14,16 +14,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from passband.errors import ConfigError
+from passband.data.cache import stored_tensors
+from passband.errors import ConfigError, DataError
 from passband.parts.edits import Change
 from passband.parts.low_rank import LowRankFactors, LowRankLinear
+from passband.parts.spectral import content_key, top_singular
 from passband.parts.targets import find_targets, sharing, weight_of
 from passband.tuning.handle import Handle
 
 # (name of the layer, its matrix [out, in]) -> factors to begin with
 Start = Callable[[str, Tensor], LowRankFactors]
+
+LARGE = 1024  # smaller side from which a decomposition takes seconds to minutes
 
 
 class FactorHandle(Handle):
@@ -44,7 +49,8 @@ class FactorHandle(Handle):
         self._twins: list[LowRankLinear] = []  # layers that share a weight share its change
         for name, factors in self.factors.items():
             for other, twin in sharing(model, modules[name]).items():
-                if other != name and isinstance(twin, nn.Linear):
+                if other != name:
+                    _refuse_table(name, other, twin)
                     self._twins.append(LowRankLinear.of(twin))
                     self._twins[-1].add(self.name, factors)
 
@@ -75,6 +81,15 @@ class FactorHandle(Handle):
             layer.detach(self.name)
 
 
+def _refuse_table(name: str, other: str, module: nn.Module) -> None:
+    if isinstance(module, nn.Embedding):
+        raise DataError(
+            f"{name} shares its weight with the embedding {other}",
+            expected="targets with weights of their own",
+            mend=f"leave {name.rpartition('.')[2]!r} out of the targets",
+        )
+
+
 def start_factors(
     model: nn.Module, targets: tuple[str, ...], rank: int, start: Start,
     head: tuple[str, ...] | list[str] = (),
@@ -86,6 +101,30 @@ def start_factors(
     """
     layers = find_targets(model, targets, rank=rank, head=tuple(head))
     return {name: start(name, weight_of(layer)[0]) for name, layer in layers.items()}
+
+
+def leading_triples(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U [m, r], s [r], V^T [r, n] of W [m, n], in the dtype that is trained: fp32, or fp64.
+
+    Those of large matrices are kept in the cache folder by content and rank, so that the next run
+    on the same model begins at once.
+
+    >>> U, s, Vh = leading_triples(torch.diag(torch.tensor([3.0, 5.0])).bfloat16(), rank=1)
+    >>> s
+    tensor([5.])
+    """
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+
+    def decomposed() -> dict[str, Tensor]:
+        found = top_singular(weight, rank)
+        return {n: getattr(found, n).to(dtype).contiguous() for n in ("U", "s", "Vh")}
+
+    if min(weight.shape) < LARGE:
+        kept = decomposed()
+    else:
+        key = {"version": 1, "rank": rank, "weight": content_key(weight.detach().cpu()).hex()}
+        kept = stored_tensors("singular-triples", key, decomposed)
+    return kept["U"], kept["s"], kept["Vh"]
 
 
 def count_factors(model: nn.Module, targets: tuple[str, ...], rank: int, per_rank: int = 0) -> int:

@@ -84,6 +84,7 @@ class Handle(ABC):
         self.count = 0  # optimiser steps so far, over all phases
         self.enabled = True
         self.optimizers: list[Optimizer] = []  # those bound in this phase
+        self.terms: dict[str, Tensor] = {}  # last values of the method's own terms, for logs
         self._told: float | None = None
         self._flags = {n: p.requires_grad for n, p in model.named_parameters()}
         self._start = {n: p.detach().clone() for n, p in self.head.items()}

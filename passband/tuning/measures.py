@@ -90,7 +90,9 @@ def change(
     }
 
 
-def once(measure: Callable[[nn.Module], Mapping[str, float]], model: Callable[[], nn.Module]) -> Any:
+def once(
+    measure: Callable[[nn.Module], Mapping[str, float]], model: Callable[[], nn.Module]
+) -> Callable[[], Mapping[str, float]]:
     """The pretrained model's own measures, computed at the first call only."""
 
     @cache

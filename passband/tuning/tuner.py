@@ -215,7 +215,7 @@ class Tuner(System):
             return logits
 
         total = handle.objective(out.loss, out.logits, out.labels, again)
-        return total, {"task_loss": out.loss}
+        return total, {"task_loss": out.loss, **handle.terms}
 
     def _measure(self, handle: Handle, problem: Adaptation) -> None:
         """Memory of one more forward and backward pass, and of the optimiser's state."""

@@ -111,9 +111,19 @@ def _logits_in_parts(system: Any, data: Data[Any]) -> np.ndarray:
     return np.concatenate([_adapted(system, data, x) for x in np.split(IMAGES, [1, 7])])
 
 
+# ---- measure -----------------------------------------------------------------------------------
+
+
+def _leading_values(system: Any, data: Data[Any]) -> np.ndarray:
+    """What the report says of the leading singular values of what was tuned."""
+    report = system.measure(data.train.model())
+    return np.concatenate([layer.sigma for layer in report.layers])
+
+
 JOBS: dict[str, Job] = {
     "solve": Job(_two_tones, _solution, _solution_in_parts),
     "adapt": Job(_eight_images, _logits, _logits_in_parts),
+    "measure": Job(_eight_images, _leading_values),
     "predict": Job(_own_task, _predictions, _predictions_in_parts),
 }
 

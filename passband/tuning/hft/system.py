@@ -72,7 +72,8 @@ class HalfFineTuning(Tuner):
         units = find_units(handle.model)
         back = draw(units, strategy=c.strategy, ratio=c.ratio, seed=self.seed)
         names = {p for u in back for p in u.parameters}
-        return edit.only(lambda name, _: name not in names)
+        left = {n: change for n, change in edit.changes.items() if n not in names}
+        return Edit(left, edit.base, edit.about)
 
     def count(self, model: nn.Module) -> int:
         method, units = self.method(()), find_units(model)

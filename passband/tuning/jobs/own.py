@@ -129,8 +129,8 @@ def _split(rows: Rows) -> tuple[Rows, Rows]:
     """Nine tenths and one, drawn once and for all."""
     if len(rows) < LEAST:
         raise DataError(
-            f"{rows.source} has {len(rows)} rows", expected=f"at least {LEAST}, a tenth is held out",
-            mend="add rows",
+            f"{rows.source} has {len(rows)} rows",
+            expected=f"at least {LEAST}: a tenth is held out", mend="add rows",
         )
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     out = max(1, round(HELD_OUT * len(rows)))
@@ -157,7 +157,8 @@ def _documents(tokenizer: Any, count: int) -> Tokens:
     from passband.data.text import docstrings
 
     pieces = [p for d in docstrings().test for p in d.split("\n\n") if 40 <= len(p) <= 400]
-    rows = instructions.from_rows([{"text": piece} for piece in pieces[:count]], source="docstrings")
+    texts = [{"text": piece} for piece in pieces[:count]]
+    rows = instructions.from_rows(texts, source="docstrings")
     return instructions.tokenize(rows, tokenizer, max_length=64)
 
 

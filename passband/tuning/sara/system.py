@@ -66,7 +66,7 @@ class Sara(Tuner):
         "paper": {"threshold": 2e-3, "steps": 5000, "batch_size": 4, "warmup": 0.0},
         "paper-20m": {"threshold": 8e-4, "steps": 5000, "batch_size": 4, "warmup": 0.0},
         "paper-5m": {"threshold": 2e-4, "steps": 5000, "batch_size": 4, "warmup": 0.0},
-        "small": {"fraction": 0.1, "min_dim": 16, "lr": 3e-3, "steps": 200},
+        "small": {"fraction": 0.1, "min_dim": 16, "lr": 1e-3, "steps": 200},
         "small-lm": {
             "fraction": 0.1, "targets": ("all-linear",), "lr": 1e-3, "steps": 200,
         },

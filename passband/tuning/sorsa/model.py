@@ -12,13 +12,14 @@ The norm is not squared: at the start A A^T - I is rounding, and its gradient a 
 of rounding. `guarded` (default) takes sqrt(|E|^2 + eps^2) with eps = 1e-4 sqrt(r): the same beyond it,
 nothing below it; `exact` is the paper's, `squared` |E|^2.
 
->>> handle = SORSA(rank=8, gamma=4e-4, peak_lr=3e-5).attach(model)
+>>> handle = SORSA(rank=8, gamma=4e-4).attach(model)
 >>> optimizer = handle.optimizer(lr=3e-5)        # adds the regulariser after the loop's clipping
->>> spectra = report(handle)                     # how singular values and vectors have moved
+>>> spectra = handle.report()                    # how singular values and vectors have moved
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -26,14 +27,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from passband.errors import PassbandWarning
-from passband.parts.edits import Edit
+from passband.errors import ConfigError, PassbandWarning
 from passband.parts.low_rank import LowRankFactors
-from passband.parts.spectral import gram_svd, top_singular
-from passband.tuning.factors import FactorHandle, start_factors
+from passband.tuning.factors import FactorHandle, leading_triples, start_factors
 from passband.tuning.handle import Calibration
+from passband.tuning.sorsa.analysis import Drift, report
 
 Norm = Literal["guarded", "exact", "squared"]
+ROUNDING = 1e-6  # of the largest singular value
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,20 @@ class SORSA:
     rank     r, of every layer
     alpha    c = alpha / r; None: c = 1
     gamma    weight of the regulariser at the peak learning rate; 0: none (another form of PiSSA)
-    peak_lr  eta_d
+    peak_lr  eta_d; None: the learning rate that the bound optimiser was made with
     dropout  on the input of the trained part
     norm     of A A^T - I
-    accumulation_steps  the released trainer divides the regulariser by it; 1: undivided
+    divisor  of the regulariser: the released trainer divides it by its micro-batches of a step
     targets  endings of module names
     """
 
     rank: int = 8
     alpha: float | None = None
     gamma: float = 4e-4
-    peak_lr: float = 3e-5
+    peak_lr: float | None = None
     dropout: float = 0.0
     norm: Norm = "guarded"
-    accumulation_steps: int = 1
+    divisor: int = 1
     targets: tuple[str, ...] = ("all-linear",)
 
     @property
@@ -67,27 +68,27 @@ class SORSA:
         head: Sequence[str] = (), steps: int | None = None, seed: int = 0, name: str = "default",
     ) -> SORSAHandle:
         """Decompose every target; raises `DataError` and `ConfigError` with the layer's name."""
+        if self.norm not in _NORMS or not self.gamma >= 0:
+            raise ConfigError(
+                f"norm = {self.norm!r}, gamma = {self.gamma}",
+                expected=f"a norm of {', '.join(_NORMS)}, and gamma of 0 or more",
+            )
         start = start_factors(model, self.targets, self.rank, self._begin, tuple(head))
         return SORSAHandle(
             model, start, method=self, head=head, steps=steps, seed=seed, name=name
         )
 
     def _begin(self, name: str, weight: Tensor) -> LowRankFactors:
-        leading = top_singular(weight, self.rank)
-        if float(leading.s[-1]) <= 1e-6 * float(leading.s[0]):
-            _warn(f"{name} has fewer than {self.rank} singular values above rounding: the vectors "
-                  "of the others are arbitrary")
+        U, s, Vh = leading_triples(weight, self.rank)
+        if float(s[-1]) <= ROUNDING * float(s[0]):
+            warnings.warn(
+                f"{name} has fewer than {self.rank} singular values above rounding: the vectors "
+                "of the others are arbitrary", PassbandWarning, stacklevel=4,
+            )
         # S is not divided by c, as in the released start: the layer's output is exact all the same.
         return LowRankFactors(
-            leading.Vh, leading.U, leading.s, from_start=True, scale=self.scale,
-            dropout=self.dropout,
+            Vh, U, s, from_start=True, scale=self.scale, dropout=self.dropout
         )
-
-
-def _warn(text: str) -> None:
-    import warnings
-
-    warnings.warn(text, PassbandWarning, stacklevel=4)
 
 
 class SORSAHandle(FactorHandle):
@@ -102,32 +103,48 @@ class SORSAHandle(FactorHandle):
         super().__init__(model, start, method=method, **options)
         self.method = method
 
+    @property
+    def peak_lr(self) -> float:
+        """eta_d. A schedule that was there before `bind` has left the peak in `initial_lr`."""
+        if self.method.peak_lr is not None:
+            return self.method.peak_lr
+        if not self.optimizers:
+            raise ConfigError(
+                "the peak learning rate is unknown", expected="an optimiser of this handle",
+                mend="handle.optimizer(lr=...), handle.bind(optimizer), or SORSA(peak_lr=...)",
+            )
+        group = self.optimizers[-1].param_groups[0]
+        return float(group.get("initial_lr", group["lr"]))
+
     def penalty(self) -> Tensor | None:
         """(gamma / eta_d) L_reg."""
         m = self.method
         if m.gamma == 0:
             return None
-        return m.gamma / (m.peak_lr * m.accumulation_steps) * self.deviation(m.norm)
+        deviation = self.deviation(m.norm)
+        self.terms = {"deviation": deviation.detach()}
+        return m.gamma / (self.peak_lr * m.divisor) * deviation
 
     def deviation(self, norm: Norm = "exact") -> Tensor:
         """Mean over the two factors of every layer of || A A^T - I || and || B^T B - I ||."""
-        grams = [
-            g for f in self.factors.values() for g in (f.A @ f.A.T, f.B.T @ f.B)
-        ]  # [r, r] each
-        errors = torch.stack(grams) - torch.eye(self.method.rank, device=grams[0].device)
-        squares = errors.square().sum((1, 2))
-        return _NORMS[norm](squares, self.method.rank).mean()
+        device = next(iter(self.factors.values())).A.device
+        groups: dict[tuple[Any, ...], list[Tensor]] = {}
+        for f in self.factors.values():
+            for rows in (f.A, f.B.T):
+                groups.setdefault((rows.shape, rows.device, rows.dtype), []).append(rows)
+        with torch.autocast(device.type, enabled=False):
+            squares = [_squared_errors(torch.stack(rows)).to(device) for rows in groups.values()]
+            return _NORMS[norm](torch.cat(squares), self.method.rank).mean()
 
-    @torch.no_grad()
-    def condition_numbers(self) -> dict[str, float]:
-        """s_max / s_min of the trained product B S A of each layer, from two QR factors."""
-        found = {}
-        for name, f in self.factors.items():
-            left = torch.linalg.qr(f.scaled_left().double())[1]
-            right = torch.linalg.qr(f.A.double().T)[1]
-            s = torch.linalg.svdvals(left @ right.T)
-            found[name] = float(s[0] / s[-1])
-        return found
+    def report(self) -> dict[str, Drift]:
+        """How the spectrum of every layer stands against the pretrained one."""
+        return report(self.edit(), dict(self.model.named_parameters()))
+
+
+def _squared_errors(rows: Tensor) -> Tensor:
+    """|F F^T - I|^2 [L] of factors F [L, r, n]."""
+    errors = rows @ rows.mT - torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    return errors.square().sum((1, 2))
 
 
 _NORMS: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -135,40 +152,3 @@ _NORMS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "exact": lambda squares, rank: squares.sqrt(),
     "squared": lambda squares, rank: squares,
 }
-
-
-# ---- how spectra move ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Drift:
-    """One layer after tuning against before.
-
-    values   mean_i |sigma_i(W_t) - sigma_i(W_0)|
-    vectors  1 - mean_j (|<u_j^t, u_j^0>| + |<v_j^t, v_j^0>|) / 2
-    """
-
-    values: float
-    vectors: float
-
-
-def drift(before: Tensor, after: Tensor) -> Drift:
-    """Drift of one matrix [m, n] over all its singular triples.
-
-    >>> drift(torch.diag(torch.tensor([3.0, 1.0])), torch.diag(torch.tensor([4.0, 1.0])))
-    Drift(values=0.5, vectors=0.0)
-    """
-    old, new = gram_svd(before), gram_svd(after)
-    u = (old.U * new.U).sum(0).abs()
-    v = (old.Vh * new.Vh).sum(1).abs()
-    values = float((new.s - old.s).abs().mean())
-    return Drift(values, round(max(0.0, 1 - float((u + v).mean()) / 2), 12))
-
-
-def report(edit: Edit, weights: Mapping[str, Tensor]) -> dict[str, Drift]:
-    """Drift of every matrix that an edit changes; `weights` are the pretrained ones by name."""
-    matrices = {n: c for n, c in edit.changes.items() if len(c.shape) == 2 and c.kind != "replace"}
-    return {
-        n: drift(weights[n], weights[n].float() + c.delta(weights[n]))
-        for n, c in matrices.items()
-    }

@@ -1,0 +1,1 @@
+"""S2FT: fine-tuning a few attention heads and feed-forward channels as dense blocks."""

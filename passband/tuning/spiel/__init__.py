@@ -1,0 +1,1 @@
+"""Sparse fine-tuning whose positions move: SpIEL."""
