@@ -4,6 +4,7 @@
 #                                    takes what is proved already
 #   make run SYSTEM=gp-hm ARGS=--smoke
 #   make test                        the tests; test-all adds the slow ones
+#   make leaderboard                 fine-tuning methods compared on one task, with a report
 #   make lint bench ray clean help
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP       := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test test-all bench lint ray setup clean help
+.PHONY: run test test-all leaderboard bench lint ray setup clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +30,12 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	@$(BIN)/python -m pytest $(ARGS)
+
+TUNING := hft sara ba-lora sorsa corda s2ft lt-sft spiel intruder-dims full-tuning lora pissa bitfit
+
+leaderboard: $(INSTALLED)
+	@$(BIN)/passband compare $(TUNING) --task lm-arithmetic --seeds 3 --budget "150 steps" \
+	    --reference full-tuning --html $(ARGS)
 
 bench: $(INSTALLED)
 	@set -e; for file in benchmarks/[!_]*.py; do \

@@ -90,7 +90,7 @@ def sentences(name: str, batch_size: int, length: int, classes: int = 10) -> Job
     return _job(
         name, model, batches[-1], classifier,
         [{**inputs, "labels": labels} for inputs, labels in batches[:-1]], kind="classification",
-        head=("classifier",),
+        targets=("query", "key", "value", "dense"), head=("classifier",),
     )
 
 
@@ -122,22 +122,24 @@ class Arm:
 
 
 def references() -> list[Arm]:
-    def method(one: Any) -> Callable[[nn.Module, Adaptation], Handle]:
-        return lambda model, job: one.attach(model, head=job.head)
+    def adapter(kind: Any, rank: int = RANK) -> Callable[[nn.Module, Adaptation], Handle]:
+        return lambda model, job: PeftAdapter(kind, rank, targets=job.targets).attach(
+            model, head=job.head
+        )
 
     return [
-        Arm("full AdamW", method(FullFineTuning()), "full"),
-        Arm(f"peft LoRA r={RANK}", method(PeftAdapter("lora", RANK)), "lora"),
-        Arm("peft LoRA r=32", method(PeftAdapter("lora", 32)), "lora-32"),
-        Arm(f"peft PiSSA r={RANK}", method(PeftAdapter("pissa", RANK)), "pissa"),
-        Arm(f"peft SHiRA r={RANK}", method(PeftAdapter("shira", RANK)), "shira"),
+        Arm("full AdamW", lambda model, job: FullFineTuning().attach(model, head=job.head), "full"),
+        Arm(f"peft LoRA r={RANK}", adapter("lora"), "lora"),
+        Arm("peft LoRA r=32", adapter("lora", 32), "lora-32"),
+        Arm(f"peft PiSSA r={RANK}", adapter("pissa"), "pissa"),
+        Arm(f"peft SHiRA r={RANK}", adapter("shira"), "shira"),
     ]
 
 
 def parts() -> list[Arm]:
     return [
         Arm("entries (parts)", _entries, "sparse"),
-        Arm("blocks (parts)", lambda model, job: _Blocks(model, head=job.head), "block"),
+        Arm("blocks (parts)", lambda model, job: _Blocks(model, job), "block"),
     ]
 
 
@@ -155,9 +157,9 @@ def _entries(model: nn.Module, job: Adaptation) -> Handle:
 class _Blocks(Handle):
     """The first columns of each output and down projection, as many as give the common size."""
 
-    def __init__(self, model: nn.Module, **options: Any) -> None:
-        super().__init__(model, **options)
-        layers = find_targets(model, ("all-linear",), head=tuple(self.head))
+    def __init__(self, model: nn.Module, job: Adaptation) -> None:
+        super().__init__(model, head=job.head)
+        layers = find_targets(model, job.targets, head=job.head)
         wanted = RANK * sum(sum(layer.weight.shape) for layer in layers.values())
         consumers = {n: layer for n, layer in layers.items() if _consumes(n)}
         share = wanted / sum(layer.weight.numel() for layer in consumers.values())
@@ -188,15 +190,15 @@ def _spread(size: int, share: float) -> Tensor:
 
 def systems(job: Job) -> Iterator[Arm]:
     """Every system of the family in a room of its own, made to the common size where it can."""
-    model = job.problem.model()
-    wanted = sum(p.numel() for p in PeftAdapter("lora", RANK).attach(model).trained().values())
-    model = job.problem.model()
+    model, targets = job.problem.model(), job.problem.targets
+    layers = find_targets(model, targets, head=job.problem.head)
+    wanted = sum(RANK * sum(layer.weight.shape) for layer in layers.values())
     for room, kind in _rooms():
         for label, fields in _variants(room, kind):
             try:
                 sized = {**fields, **_sized(kind, fields, model, wanted)}
                 system = kind.from_preset("small", **sized)
-                adapter = isinstance(system.method(job.problem.targets), PeftAdapter)
+                adapter = isinstance(system.method(targets), PeftAdapter)
             except (PassbandError, NotImplementedError) as error:
                 warnings.warn(f"{label} is left out: {error}", stacklevel=1)
                 continue
@@ -296,6 +298,12 @@ class Training:
     @property
     def trained(self) -> int:
         return sum(p.numel() for p in self.handle.parameters())
+
+    @property
+    def model_bytes(self) -> int:
+        """Of the model itself: weights as they came, buffers."""
+        return sum(t.untyped_storage().nbytes() for t in self.job.problem.model().state_dict()
+                   .values())
 
     @property
     def optimizer_bytes(self) -> int:

@@ -17,6 +17,7 @@ PLACES = (
     "passband.errors", "passband.bench.budget", "passband.parts.",
     "passband.data.", "passband.pde.gp_hm.", "passband.pde.baselines.",
     "passband.tuning.diffusion", "passband.tuning.sara.",
+    "passband.tuning.intruder_dims.",
 )
 MODULES = sorted(
     name for _, name, package in pkgutil.walk_packages(passband.__path__, "passband.")

@@ -1,16 +1,32 @@
-"""The README's Python runs as it stands."""
+"""The Python of the README and of the pages in docs runs as it stands."""
 
 import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def blocks_of(path):
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_run_in_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks_of(page):
+        exec(block, names)
+    assert names
 
 
 def test_python_blocks_run_in_order():
     names = {}
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    blocks = blocks_of(README)
     assert len(blocks) >= 2
     for block in blocks:
         exec(block.replace("range(100)", "range(2)"), names)

@@ -106,7 +106,8 @@ class Result:
         facts: dict[str, Any] = _plain(self.to_json())
         for name in TIMED:
             del facts[name]
-        facts["spent"].pop("seconds", None)
+        for group in ("spent", "metrics"):  # step_seconds and the like are measured times too
+            facts[group] = {n: v for n, v in facts[group].items() if not n.endswith("seconds")}
         facts["curves"].pop("seconds", None)
         return facts
 

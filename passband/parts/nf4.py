@@ -16,7 +16,8 @@ codes times s, the codes being quantiles of the normal distribution scaled to [-
 less their mean, are 8-bit integers with one float for each 256 of them:
     w ~ q[code] s,   s ~ mean + (coarse / 127) int8          4 + 8/64 + 32/(64 256) bits an entry
 A packed layer makes its dense weight for one product at a time, forward and again backward:
-    y = x (W + scatter(values))^T + b,   dx = dy (W + scatter(values)),   dvalues = (dy^T x)[indices]
+    y = x (W + scatter(values))^T + b
+    dx = dy (W + scatter(values)),   dvalues = (dy^T x)[indices]
 so that nothing dense is kept between layers.
 
 Source: Dettmers et al. 2023 (QLoRA), arXiv 2305.14314; trained entries: SpIEL, arXiv 2401.16405.
@@ -37,7 +38,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from passband.errors import CheckpointError, ConfigError, DataError, PassbandWarning, UnknownNameError
+from passband.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PassbandWarning,
+    UnknownNameError,
+)
 from passband.parts.sampled_product import sampled_product
 from passband.parts.targets import find_targets, is_transposed
 
@@ -186,17 +193,18 @@ class NF4Layer:
             setattr(self.layer, buffer, tensor)
 
     def packed(self) -> NF4:
-        held = [cast(Tensor, getattr(self.layer, name)) for name in ("weight", *_SCALES)]
-        return NF4(held[0].data, *held[1:], shape=self.shape, dtype=self.dtype)
+        codes, scales, coarse, mean = (
+            cast(Tensor, getattr(self.layer, name)) for name in ("weight", *_SCALES)
+        )
+        return NF4(codes.data, scales, coarse, mean, self.shape, self.dtype)
 
     def dense(self, dtype: torch.dtype | None = None, added: bool = False) -> Tensor:
         """The weight [shape], without or with the trained entries; a new tensor."""
-        weight = self.packed().dequantise(dtype)
+        weight = self.packed().dequantise()
         if added and self.entries is not None and self.entries.on:
-            with torch.no_grad():
-                at, values = self.entries.indices, self.entries.values.detach()
-                weight.view(-1).index_add_(0, at, values.to(weight.dtype))
-        return weight
+            weight = weight.float()  # added in the values' precision, rounded once
+            weight.view(-1).index_add_(0, self.entries.indices, self.entries.values.detach())
+        return weight.to(dtype or self.dtype)
 
     def unpack(self) -> None:
         """A plain layer again; its weight is the dequantised one, in the original type."""
@@ -494,7 +502,8 @@ def _checked(layer: NF4Layer, indices: Tensor) -> Tensor:
     indices = indices.to(device, torch.int64)
     numel = math.prod(layer.shape)
     wrong = indices.dim() != 1 or bool(((indices < 0) | (indices >= numel)).any())
-    if wrong or len(indices.unique()) != len(indices):
+    ordered = indices.sort().values
+    if wrong or bool((ordered[1:] == ordered[:-1]).any()):
         raise DataError(
             f"indices of {layer.name}", expected=f"distinct numbers [k] from 0 to {numel - 1}"
         )

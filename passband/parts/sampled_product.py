@@ -13,7 +13,6 @@ Costs k B instead of m n B, but at the speed of memory instead of that of a matr
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 CHUNK = 1 << 22  # numbers gathered at a time

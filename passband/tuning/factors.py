@@ -40,17 +40,18 @@ class FactorHandle(Handle):
     def __init__(
         self, model: nn.Module, start: Mapping[str, LowRankFactors], **options: Any
     ) -> None:
-        super().__init__(model, **options)
         modules = dict(model.named_modules())
+        shared = {name: sharing(model, modules[name]) for name in start}
+        _refuse_tables(shared)
+        super().__init__(model, **options)
         self.layers = {name: LowRankLinear.of(modules[name]) for name in start}
         self.factors = {
             name: self.layers[name].add(self.name, factors) for name, factors in start.items()
         }
         self._twins: list[LowRankLinear] = []  # layers that share a weight share its change
         for name, factors in self.factors.items():
-            for other, twin in sharing(model, modules[name]).items():
+            for other, twin in shared[name].items():
                 if other != name:
-                    _refuse_table(name, other, twin)
                     self._twins.append(LowRankLinear.of(twin))
                     self._twins[-1].add(self.name, factors)
 
@@ -81,13 +82,16 @@ class FactorHandle(Handle):
             layer.detach(self.name)
 
 
-def _refuse_table(name: str, other: str, module: nn.Module) -> None:
-    if isinstance(module, nn.Embedding):
-        raise DataError(
-            f"{name} shares its weight with the embedding {other}",
-            expected="targets with weights of their own",
-            mend=f"leave {name.rpartition('.')[2]!r} out of the targets",
-        )
+def _refuse_tables(shared: Mapping[str, Mapping[str, nn.Module]]) -> None:
+    """An embedding has no product that factors could be added to."""
+    for name, modules in shared.items():
+        for other, module in modules.items():
+            if isinstance(module, nn.Embedding):
+                raise DataError(
+                    f"{name} shares its weight with the embedding {other}",
+                    expected="targets with weights of their own",
+                    mend=f"leave {name.rpartition('.')[2]!r} out of the targets",
+                )
 
 
 def start_factors(

@@ -249,11 +249,12 @@ class Handle(ABC):
         if on is self.enabled:
             return
         self._switch(on)
-        with torch.no_grad():
-            for name, parameter in self.head.items():
-                now = parameter.detach().clone()
-                parameter.copy_(self._start[name])
-                self._start[name] = now
+        for name, parameter in self.head.items():
+            # Storage changes hands, nothing is written: a graph that was built with the head as it
+            # is (a teacher is asked between forward and backward pass) stays valid.
+            now = parameter.data
+            parameter.data = self._start[name]
+            self._start[name] = now
         self.enabled = on
 
     def _unfreeze(self) -> None:

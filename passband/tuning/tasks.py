@@ -198,7 +198,8 @@ _ALL: tuple[Task, ...] = (
     Adapt(
         "minilm-packages",
         "the sentence encoder MiniLM (22.7 M) learns which package a docstring comes from",
-        f"{_JOBS}.packages:packages", unit="", retention="rank (MRR) of the right function for a docstring",
+        f"{_JOBS}.packages:packages", unit="",
+        retention="rank (MRR) of the right function for a docstring",
         target=Metric("accuracy", "%", "higher", about="on docstrings of unseen modules"),
         between="accuracy on unseen kinds of docstrings",
     ),

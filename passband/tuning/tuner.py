@@ -101,7 +101,8 @@ class Tuner(System):
             part = _Part(monitor, number / len(rounds), 1 / len(rounds), done)
             self._round(model, job, budget, part, number, rounds[:number])
             if number < len(rounds) - 1:
-                self._handle.detach(merge=True)
+                self._handle.detach()
+                self._kept.apply(model)  # what `finish` made of it
         steps = sum(outcome.steps for outcome in done)
         self.facts["step_seconds"] = sum(o.seconds for o in done) / max(steps, 1)
         report = done[-1].report()
@@ -145,7 +146,7 @@ class Tuner(System):
             )
             start += part.share
             self._measure(handle, problem)
-        edit = self.finish(handle, problem)
+        edit = self._kept = self.finish(handle, problem)
         self.edits.append(self.edits[-1] + edit if self.edits else edit)
         self._handle = handle
 

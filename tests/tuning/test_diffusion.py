@@ -86,7 +86,7 @@ def test_samplers_find_a_single_image(sample):
 def test_samplers_keep_the_spread_of_gaussian_data():
     c = torch.zeros(500, dtype=torch.long)
     found = DIFFUSION.ddim(Gaussian(DIFFUSION, 0.2), c, steps=100)
-    assert float(found.std()) == pytest.approx(0.2, rel=0.02)
+    assert float(found.std()) == pytest.approx(0.2, rel=0.05)
     assert abs(float(found.mean())) < 0.01
     # The variance of the ancestral sampler's steps is right for short steps only.
     long = Diffusion(steps=1000)

@@ -343,7 +343,7 @@ def test_a_language_goes_onto_another_head_and_a_task_never_contains_it() -> Non
     phi = language.detach()
     tagger = bert("BertForTokenClassification", seed=5)
     tagger.bert.load_state_dict(
-        {n: t for n, t in lm.bert.state_dict().items()}
+        lm.bert.state_dict()
     )
     with pytest.raises(DataError, match="lacks"):
         phi.apply(tagger)

@@ -5,7 +5,8 @@
     objective  L = L_task + l1 L_consistency + l2 L_diversity + l3 L_spectrum   (see `regularisers`)
     2026       KL at temperature T; entropy of the top K. Generation: l1 falls by a cosine to a
                tenth; l2 and l3 are 0 for a fifth of the run, then rise over a twentieth
-    2024       normalised distance (understanding) or KL (generation), full entropy, constant weights
+    2024       normalised distance (understanding) or KL (generation), full entropy, constant
+               weights
 
 The teacher is the model with the adapter off: base weights are never changed here, so it is exact
 and costs no memory. (Where the residual replaces the weight, switching the adapter off gives the

@@ -31,13 +31,28 @@ class BALoRAConfig(TunerConfig):
     temperature: float = Field(2.0, gt=0, description="of the consistency term")
     top: int = Field(20, gt=1, description="logits of the entropy term")
     leading: int = Field(10, gt=0, description="singular values of the spectrum term")
-    penalty_schedule: Literal["paper", "constant", "linear", "quadratic"] = Field(
-        "paper", description="of the weights of the penalties"
-    )
-    adaptive: bool = Field(False, description="weight consistency by how sure the teacher is")
     frobenius: bool = Field(True, description="divide the spectrum by the norm of the logits")
+    l1_schedule: Literal["paper", "cosine", "adaptive", "constant"] = Field(
+        "paper", description="of l1; paper: cosine for generation in variant 2026, else constant"
+    )
+    focus_schedule: Literal["paper", "two-phase", "linear", "quadratic", "constant"] = Field(
+        "paper", description="of l2 and l3; paper: two-phase where l1 has its cosine, else constant"
+    )
+    hold: float = Field(
+        0.2, ge=0, le=1, description="share of the run without l2 and l3, or of their warm-up"
+    )
+    ramp: float = Field(0.05, ge=0, le=1, description="share of the run in which they rise")
+    lowest: float = Field(0.1, ge=0, le=1, description="share of l1 that is always there")
     start: Literal["pissa", "lora"] = Field("pissa", description="of the factors")
     dropout: float = Field(0.0, ge=0, lt=1, description="on the input; 0 with the start pissa")
+
+
+# 100,000 examples once, in batches of 128.
+_PAPER: dict[str, Any] = {
+    "architecture": "llama-2-7b", "rank": 128, "lr": 2e-5, "batch_size": 128, "steps": 781,
+    "kind": "generation", "precision": "bf16",
+}
+_UNDERSTANDING: dict[str, Any] = {"l1": 0.15, "l2": 0.03, "l3": 0.03, "leading": 5}
 
 
 class BALoRATuner(Tuner):
@@ -47,15 +62,15 @@ class BALoRATuner(Tuner):
 
     Config: ClassVar[type[Config]] = BALoRAConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {"architecture": "llama-2-7b", "rank": 128, "lr": 2e-5, "batch_size": 128,
-                  "kind": "generation"},
-        "paper-nlu": {"architecture": "deberta-v3-base", "rank": 8, "l1": 0.15, "l2": 0.03,
-                      "l3": 0.03, "leading": 5, "kind": "understanding", "lr": 3e-4},
-        "code-2024": {"architecture": "llama-2-7b", "rank": 128, "lr": 2e-5, "batch_size": 128,
-                      "variant": "2024", "l1": 1e-4, "l2": 3e-4, "l3": 1e-4, "leading": 3,
-                      "kind": "generation"},
+        "paper": _PAPER,
+        "paper-mistral": {**_PAPER, "architecture": "mistral-7b"},
+        "paper-gemma": {**_PAPER, "architecture": "gemma-7b"},
+        "paper-nlu": {**_UNDERSTANDING, "architecture": "deberta-v3-base", "rank": 8, "lr": 3e-4,
+                      "kind": "understanding"},
+        "code-2024": {**_PAPER, "variant": "2024", "l1": 1e-4, "l2": 3e-4, "l3": 1e-4,
+                      "leading": 3},
         "small": {},
-        "small-nlu": {"rank": 4, "l1": 0.15, "l2": 0.03, "l3": 0.03, "leading": 5},
+        "small-nlu": {**_UNDERSTANDING, "rank": 4},
         "smoke": {"steps": 20, "batch_size": 8, "rank": 4, "lr": 2e-2, "leading": 3},
     }
 
@@ -63,8 +78,8 @@ class BALoRATuner(Tuner):
         c = self.config
         return BALoRA(
             c.rank, c.alpha, c.l1, c.l2, c.l3, c.kind if c.kind != "auto" else kind, c.variant,
-            c.temperature, c.top, c.leading, c.penalty_schedule, c.adaptive, c.frobenius, c.start,
-            c.dropout, targets,
+            c.temperature, c.top, c.leading, c.frobenius, c.l1_schedule, c.focus_schedule, c.hold,
+            c.ramp, c.lowest, c.start, c.dropout, targets,
         )
 
     def attach(

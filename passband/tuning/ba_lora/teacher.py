@@ -15,7 +15,6 @@ and equal to it at K = C.
 
 from __future__ import annotations
 
-import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +96,7 @@ class StoredTeacher:
                 {"classes": self.classes.to(torch.int32).contiguous(),
                  "logp": self.logp.contiguous()}, temporary, facts,
             )
-            os.replace(temporary, path)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
         return path

@@ -26,13 +26,24 @@ class CorDAConfig(TunerConfig):
     )
     damping: float = Field(0.01, ge=0, description="of the covariance, in its mean diagonal")
     balance: Literal["none", "global", "exact"] = Field(
-        "none", description="of the two factors' sizes; none is the paper's"
+        "global", description="of the two factors' sizes: one number for the whole model, the "
+        "symmetric split of each product, or none (the paper's)"
     )
     scaled: bool = Field(True, description="divide each calibration sample by its signed maximum")
-    samples: int | None = Field(None, gt=0, description="calibration batches; null: all")
+    samples: int | None = Field(None, gt=0, description="for calibration at most; null: all")
     on_missing: Literal["svd", "error"] = Field(
         "svd", description="what to do with a layer that calibration never reaches"
     )
+    train_bias: bool = Field(False, description="train the biases of the target layers too")
+    cache: bool = Field(
+        False, description="keep covariances in the cache folder, for other ranks and modes"
+    )
+
+
+_PAPER: dict[str, Any] = {
+    "architecture": "llama-2-7b", "rank": 128, "lr": 2e-5, "batch_size": 128, "samples": 256,
+    "balance": "none",
+}
 
 
 class CorDATuner(Tuner):
@@ -42,14 +53,10 @@ class CorDATuner(Tuner):
 
     Config: ClassVar[type[Config]] = CorDAConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {"architecture": "llama-2-7b", "rank": 128, "lr": 2e-5, "batch_size": 128,
-                  "samples": 256},
-        "paper-ipa": {"architecture": "llama-2-7b", "rank": 128, "lr": 2e-5, "batch_size": 128,
-                      "samples": 256, "mode": "instruction"},
-        "paper-ipa-32": {"architecture": "llama-2-7b", "rank": 32, "lr": 2e-5, "batch_size": 128,
-                         "samples": 256, "mode": "instruction"},
-        "paper-glue": {"architecture": "roberta-base", "rank": 128, "lr": 2e-5,
-                       "mode": "instruction"},
+        "paper": _PAPER,
+        "paper-ipa": {**_PAPER, "mode": "instruction"},
+        "paper-ipa-32": {**_PAPER, "mode": "instruction", "rank": 32},
+        "paper-glue": {**_PAPER, "mode": "instruction", "architecture": "roberta-base"},
         "small": {},
         "smoke": {"steps": 20, "batch_size": 8, "rank": 4, "lr": 2e-2, "mode": "instruction"},
     }
@@ -58,7 +65,7 @@ class CorDATuner(Tuner):
         c = self.config
         return CorDA(
             c.rank, c.alpha, c.mode, c.context, c.damping, c.balance, c.scaled, c.samples,
-            c.on_missing, targets,
+            c.on_missing, c.train_bias, c.cache, targets,
         )
 
     def count(self, model: nn.Module) -> int:

@@ -153,11 +153,13 @@ def _joined(path: str, name: str) -> str:
 
 
 def _uniform(rank: int, n: int, generator: torch.Generator) -> Tensor:
-    return (2 * torch.rand(rank, n, generator=generator) - 1) / n**0.5
+    values: Tensor = (2 * torch.rand(rank, n, generator=generator) - 1) / n**0.5
+    return values
 
 
 def _orthonormal(rank: int, n: int, generator: torch.Generator) -> Tensor:
-    return torch.linalg.qr(torch.randn(n, rank, generator=generator)).Q.T
+    rows: Tensor = torch.linalg.qr(torch.randn(n, rank, generator=generator)).Q.T
+    return rows
 
 
 _START = {"both": _uniform, "B": _orthonormal}

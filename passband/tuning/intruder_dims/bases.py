@@ -1,7 +1,7 @@
 """Base vectors that are computed once for a pretrained weight and kept on disk.
 
->>> kept = kept_bases(least=2)
->>> kept("w", torch.eye(3)).vectors()[0].shape
+>>> bases = kept_bases()                       # small matrices are not kept, but computed
+>>> bases("w", torch.eye(3)).vectors()[0].shape
 torch.Size([3, 3])
 
 A file is named by the hash of the weight's values, so that another weight is another file; vectors

@@ -1,6 +1,6 @@
 """What the paper of intruder dimensions claims, on a small vision transformer that knows digits.
 
-All runs learn inverted, turned digits for 150 steps and keep the checkpoint nearest to 60 %
+All runs learn inverted, turned digits for 150 steps and keep the checkpoint nearest to 70 %
 validation accuracy, so that models of equal quality are compared. Learning rates: the smallest of
 3e-4, 1e-3, 3e-3 and 1e-2 with which a variant reaches that accuracy on seed 1000, the same rule for
 all. Margins are those of general grounds: no difference, or the figure of the statement.
@@ -28,7 +28,7 @@ from passband.tuning.intruder_dims.system import IntruderDims
 from passband.tuning.jobs.digits import accuracy, output, shift
 from passband.tuning.models import pretrained_digits_vit
 
-TARGET = 60.0  # % validation accuracy at which runs are compared
+TARGET = 70.0  # % validation accuracy at which runs are compared
 BUDGET = "150 steps"
 LOW = ("r=1", "r=4", "r=16")
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -53,7 +53,8 @@ def random_directions(bench: Bench) -> Evidence:
         sizes = (0.5, 1.0, 2.0, 4.0, 8.0)
         counts = [count_intruders(base, base + size * direction) for size in sizes]
         top = float(torch.linalg.matrix_norm(base, 2))
-        right.append(100 * np.mean([c == (s > top) for c, s in zip(counts, sizes, strict=True)]))
+        fits = [c == (s > top) for c, s in zip(counts, sizes, strict=True)]
+        right.append(100 * sum(fits) / len(fits))
         rows.append([seed, f"{top:.2f}", *counts])
     return judge(
         right, margin=90.0, better="higher", unit="% of sizes with the expected count",
@@ -225,7 +226,7 @@ def singular_starts(bench: Bench) -> Evidence:
 
 # ---- the intervention ----------------------------------------------------------------------------
 
-FACTORS = (1.0, 0.75, 0.5, 0.25, 0.0)
+FACTORS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.5, 0.25, 0.0)
 Point = tuple[float, float]  # accuracy on the task, forgetting
 
 
@@ -300,7 +301,7 @@ TASKS = {
     "turned": (inverted, rotated(90)), "upside down": (rotated(180),),
     "permuted": (permuted(1),), "permuted again": (permuted(2), inverted),
 }
-EACH = 80  # steps a task
+EACH = 60  # steps a task
 
 
 @cache

@@ -227,11 +227,13 @@ def update_spectrum(pair: Pair) -> Tensor:
     """Singular values of dW, largest first; from its factors where it has them."""
     if pair.factors is not None and pair.factors[0].shape[1] < min(pair.before.shape):
         left, right = (torch.linalg.qr(f.double()).R for f in (pair.factors[0], pair.factors[1].T))
-        return torch.linalg.svdvals(left @ right.T)
+        small: Tensor = torch.linalg.svdvals(left @ right.T)
+        return small
     delta = pair.delta
     wide = delta if delta.shape[0] <= delta.shape[1] else delta.T
     # Rounding of the squares shows below 1e-8 of the largest: nothing to these sums.
-    return torch.linalg.eigvalsh(gram(wide)).clamp(min=0.0).sqrt().flip(0)
+    squares: Tensor = torch.linalg.eigvalsh(gram(wide))
+    return squares.clamp(min=0.0).sqrt().flip(0)
 
 
 def _similarity(base: Base, found: Intruders, heat: int) -> Tensor:

@@ -1,9 +1,12 @@
 """Intruder dimensions as a system: train an adapter and repair it, or measure what others trained.
 
->>> system = create("intruder-dims", rank=4)
->>> system.fit(task("digits-shift").data(seed=0).for_fit())["repair"]["factor"]
->>> report = system.measure("models/base", "models/tuned")
->>> report.count, report.curve, report.layers[0].intruders
+>>> base, tuned = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+>>> report = create("intruder-dims").measure(base, tuned)     # or folders of two checkpoints
+>>> [layer.name for layer in report.layers], report.count <= 8
+(['weight'], True)
+
+    passband train intruder-dims --task digits-shift     an adapter, repaired as validation allows
+    passband apply intruder-dims pair.json -o out/       report and heat maps of the user's files
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from passband.bench.system import Config, Monitor
 from passband.bench.task import Data
 from passband.errors import ConfigError
 from passband.parts.edits import Edit
-from passband.parts.targets import find_targets
+from passband.parts.targets import find_targets, weight_of
 from passband.tuning.adaptation import Adaptation
 from passband.tuning.handle import Handle, Method
 from passband.tuning.intruder_dims.adapters import LoRA
@@ -293,7 +296,7 @@ class IntruderDims(Tuner):
         if isinstance(method, LoRA):
             return method.count(model)
         layers = find_targets(model, self.config.targets or ("all-linear",)).values()
-        return sum(layer.weight.numel() for layer in layers)  # type: ignore[operator,union-attr]
+        return sum(weight_of(layer)[0].numel() for layer in layers)
 
 
 def _matched(problem: Adaptation, metric: str, target: float) -> Adaptation:

@@ -252,7 +252,7 @@ def _vectors(name: str, norm: nn.Module, table: Tensor) -> list[Part]:
 
 
 def _experts(name: str, module: nn.Module) -> Iterator[Structure]:
-    """Experts stacked in one tensor: gate and up [E, 2 D, n], down [E, m, D]; one structure each."""
+    """One structure for each expert of a stack: gate and up [E, 2 D, n], down [E, m, D]."""
     own = dict(module.named_parameters(recurse=False))
     if own.keys() != {"gate_up_proj", "down_proj"}:
         return
@@ -370,6 +370,8 @@ def _order_matters(model: nn.Module, module: nn.Module, known: set[nn.Module]) -
         or getattr(inner, "alibi", False)
     ):
         return "ALiBi gives every head its own slope"
+    if hasattr(module, "has_relative_attention_bias"):
+        return "its heads have biases of their own by distance, which layers share"
     for name, inside in module.named_modules():
         last = name.rpartition(".")[2]
         norm = "norm" in type(inside).__name__.lower() or last in BETWEEN

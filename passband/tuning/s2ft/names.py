@@ -18,6 +18,7 @@ FEED_FORWARD: tuple[tuple[dict[str, str], str], ...] = (
     ({"u": "dense_h_to_4h"}, "dense_4h_to_h"),
     ({"u": "lin1"}, "lin2"),
     ({"u": "wi"}, "wo"),
+    ({"u": "ffn"}, "ffn_output"),
     ({"u": "intermediate.dense"}, "output.dense"),
 )
 # Gate and up one after the other in one matrix.
@@ -32,6 +33,7 @@ ATTENTION: tuple[tuple[str, str, str, str], ...] = (
     ("self.query_proj", "self.key_proj", "self.value_proj", "output.dense"),
     ("attention.query", "attention.key", "attention.value", "output.dense"),
     ("q_lin", "k_lin", "v_lin", "out_lin"),
+    ("query", "key", "value", "dense"),
     ("wq", "wk", "wv", "wo"),
     ("q", "k", "v", "o"),
 )

@@ -25,7 +25,7 @@ from passband.tuning.s2ft.coupling import Part, Structure
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """units [H] and groups [K]: the old one at each new place; group i holds units i g to i g + g - 1."""
+    """units [H], groups [K]: the old one at each new place; a group is g units in succession."""
 
     units: Tensor
     groups: Tensor
@@ -45,16 +45,16 @@ def chosen_first(
     """
     chosen, also = set(chosen), set(also)
 
-    def rank(unit: int) -> int:
+    def rank(of: Collection[int]) -> tuple[int, int]:
         # Both sets are one slice each: chosen alone, both, the other alone, none.
-        return {(1, 0): 0, (1, 1): 1, (0, 1): 2, (0, 0): 3}[unit in chosen, unit in also]
+        first, second = sum(u in chosen for u in of), sum(u in also for u in of)
+        return {(1, 0): 0, (1, 1): 1, (0, 1): 2, (0, 0): 3}[first > 0, second > 0], -first
 
     size = units // groups
-    if size == 1:
-        order = torch.tensor(sorted(range(units), key=rank))
-        return Order(order, order)
-    inside = [sorted(range(i * size, (i + 1) * size), key=rank) for i in range(groups)]
-    by_group = sorted(range(groups), key=lambda i: -sum(u in chosen for u in inside[i]))
+    inside = [
+        sorted(range(i * size, (i + 1) * size), key=lambda u: rank([u])) for i in range(groups)
+    ]
+    by_group = sorted(range(groups), key=lambda i: rank(inside[i]))
     return Order(torch.tensor([u for i in by_group for u in inside[i]]), torch.tensor(by_group))
 
 
@@ -74,7 +74,8 @@ class Permuted:
     """A model whose structures are put into another order, in place.
 
     orders  by the structure's name
-    Raises `DataError` where an exchange would change the function, or a tensor is tied or quantised.
+    Raises `DataError` where an exchange would change the function, and for tied or quantised
+    tensors.
 
     >>> moved = Permuted(model, structures, orders)
     >>> moved.undo()                              # to the bit

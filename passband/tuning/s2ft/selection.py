@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from typing import Any, Literal
@@ -126,10 +126,22 @@ def _weights(
     model: nn.Module, structures: Sequence[Structure], roles: Sequence[str], _: Any
 ) -> dict[Key, Tensor]:
     tensors = dict(model.named_parameters(remove_duplicate=False))
-    return {
-        (s.name, role): _norms(s.parts[role], tensors[s.parts[role].parameter].detach())
+    wanted = {
+        (s.name, role): s.parts[role]
         for s in structures for role in roles if role in s.parts
     }
+    _refuse_quantised(wanted.values(), tensors)
+    return {key: _norms(part, tensors[part.parameter].detach()) for key, part in wanted.items()}
+
+
+def _refuse_quantised(parts: Iterable[Part], tensors: Mapping[str, Tensor]) -> None:
+    for part in parts:
+        tensor = tensors.get(part.parameter)
+        if tensor is None or not tensor.is_floating_point():
+            raise ConfigError(
+                f"{part.parameter} is quantised: it has no norm or gradient to rank by",
+                expected="strategy random or activation",
+            )
 
 
 def _norms(part: Part, tensor: Tensor) -> Tensor:
@@ -200,11 +212,13 @@ def _gradients(
         (s.name, role): s.parts[role]
         for s in structures for role in roles if role in s.parts
     }
-    names = {part.parameter for part in wanted.values()}
+    _refuse_quantised(wanted.values(), tensors)
+    names = sorted({part.parameter for part in wanted.values()})
     flags = {n: t.requires_grad for n, t in tensors.items()}
     try:
         for name, tensor in tensors.items():
-            tensor.requires_grad_(name in names)
+            if tensor.is_floating_point():
+                tensor.requires_grad_(name in names)
         weights = [tensors[n] for n in names]
         total = {n: torch.zeros_like(tensors[n], dtype=torch.float32) for n in names}
         with _evaluating(model):
@@ -216,7 +230,8 @@ def _gradients(
                         total[name] += gradient
     finally:
         for name, tensor in tensors.items():
-            tensor.requires_grad_(flags[name])
+            if tensor.is_floating_point():
+                tensor.requires_grad_(flags[name])
     return {key: _norms(part, total[part.parameter]) for key, part in wanted.items()}
 
 
@@ -241,7 +256,7 @@ def _batches(calibration: Calibration | None) -> Sequence[Mapping[str, Any]]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Any:
+def _evaluating(model: nn.Module) -> Iterator[None]:
     training = model.training
     model.eval()
     try:

@@ -5,10 +5,10 @@
 
 U V^T comes from the smaller Gram matrix. Source: SaRA, arXiv 2409.06633, section 3.
 
->>> weight = nn.Linear(3, 2, bias=False)
+>>> model = torch.nn.Linear(3, 2, bias=False)
 >>> with torch.no_grad():
-...     _ = weight.weight.copy_(torch.tensor([[3.0, 0.0, 9.0], [0.0, -1.0, 9.0]]))
->>> selected = Selected(weight, {"weight": torch.tensor([0, 4])})
+...     _ = model.weight.copy_(torch.tensor([[3.0, 0.0, 9.0], [0.0, -1.0, 9.0]]))
+>>> selected = Selected(model, {"weight": torch.tensor([0, 4])})
 >>> NuclearNorm(selected, min_dim=1)(step=0)          # 3 + 1
 tensor(4., grad_fn=...)
 """
@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from passband.errors import ConfigError
 from passband.parts.selective import Selected
@@ -80,9 +80,3 @@ def dense(values: Tensor, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Values [k] at flat indices [k], zero elsewhere."""
     flat = values.new_zeros(int(np.prod(shape)))
     return flat.index_copy_(0, indices, values.detach()).reshape(shape)
-
-
-def trained_matrix(selected: Selected, name: str, module: nn.Module | None = None) -> Tensor:
-    """P_M of one weight, in the weight's shape."""
-    weight = dict((module or selected.model).named_parameters())[name]
-    return dense(selected.values[name].detach(), selected.indices[name], tuple(weight.shape))

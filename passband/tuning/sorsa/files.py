@@ -1,4 +1,4 @@
-"""SORSA's own factors on disk, for training to go on: one safetensors file, no decomposition at load.
+"""SORSA's own factors on disk, so that training can go on without a decomposition.
 
     <layer>.sorsa_A [r, n], .sorsa_S [r], .sorsa_B [m, r]     as they are
     <layer>.sorsa_A0, .sorsa_B0                               as they began, B0 with S0 in it
@@ -14,7 +14,6 @@ The residual is never written: it is the base weight minus c B0 A0. For use with
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -50,7 +49,7 @@ def save_factors(handle: SORSAHandle, path: str | Path) -> Path:
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         save_file(tensors, temporary, header)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     return path

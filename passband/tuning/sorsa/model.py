@@ -9,8 +9,8 @@
     plain gradient descent the regulariser follows the schedule of the learning rate.
 
 The norm is not squared: at the start A A^T - I is rounding, and its gradient a unit direction made
-of rounding. `guarded` (default) takes sqrt(|E|^2 + eps^2) with eps = 1e-4 sqrt(r): the same beyond it,
-nothing below it; `exact` is the paper's, `squared` |E|^2.
+of rounding. `guarded` (default) takes sqrt(|E|^2 + eps^2) with eps = 1e-4 sqrt(r): the same beyond
+it, nothing below it; `exact` is the paper's, `squared` |E|^2.
 
 >>> handle = SORSA(rank=8, gamma=4e-4).attach(model)
 >>> optimizer = handle.optimizer(lr=3e-5)        # adds the regulariser after the loop's clipping

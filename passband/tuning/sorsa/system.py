@@ -9,6 +9,8 @@ from torch import nn
 
 from passband.bench.system import Config
 from passband.tuning.factors import count_factors
+from passband.tuning.measures import weights_of
+from passband.tuning.sorsa.analysis import Drift, report
 from passband.tuning.sorsa.model import SORSA
 from passband.tuning.tuner import Tuner, TunerConfig
 
@@ -30,6 +32,19 @@ class SORSAConfig(TunerConfig):
     )
 
 
+# The paper's run: 100,000 examples once, in batches of 2 x 64.
+_PAPER: dict[str, Any] = {
+    "rank": 64, "lr": 3e-5, "gamma": 4e-4, "batch_size": 128, "accumulate": 64, "steps": 781,
+    "precision": "bf16",
+}
+_RWKV = tuple(
+    f"{block}.{layer}" for block, layers in (
+        ("attention", ("receptance", "key", "value", "gate", "output")),
+        ("feed_forward", ("key", "receptance", "value")),
+    ) for layer in layers
+)
+
+
 class SORSATuner(Tuner):
     """
     >>> system = SORSATuner.from_preset("small", rank=4)
@@ -37,12 +52,10 @@ class SORSATuner(Tuner):
 
     Config: ClassVar[type[Config]] = SORSAConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {"architecture": "llama-2-7b", "rank": 128, "lr": 3e-5, "gamma": 4e-4,
-                  "batch_size": 128, "accumulate": 64},
-        "paper-mistral": {"architecture": "mistral-7b", "rank": 64, "lr": 3e-5, "gamma": 4e-4,
-                          "batch_size": 128, "accumulate": 64},
-        "paper-gemma": {"architecture": "gemma-7b", "rank": 64, "lr": 3e-5, "gamma": 4e-4,
-                        "batch_size": 128, "accumulate": 64},
+        "paper": {**_PAPER, "architecture": "llama-2-7b", "rank": 128},
+        "paper-mistral": {**_PAPER, "architecture": "mistral-7b"},
+        "paper-gemma": {**_PAPER, "architecture": "gemma-7b"},
+        "paper-rwkv6": {**_PAPER, "targets": _RWKV},
         "small": {},
         "smoke": {"steps": 20, "batch_size": 8, "rank": 4, "lr": 1e-2},
     }
@@ -50,9 +63,13 @@ class SORSATuner(Tuner):
     def method(self, targets: tuple[str, ...]) -> SORSA:
         c = self.config
         return SORSA(
-            c.rank, c.alpha, c.gamma, c.lr, c.dropout, c.norm,
+            c.rank, c.alpha, c.gamma, None, c.dropout, c.norm,
             c.accumulate if c.legacy_div_accum else 1, targets,
         )
+
+    def report(self, model: nn.Module) -> dict[str, Drift]:
+        """How the spectra of `model`, the pretrained one, have moved, by parameter."""
+        return report(self.fitted(), weights_of(model))
 
     def count(self, model: nn.Module) -> int:
         targets = self.config.targets or ("all-linear",)

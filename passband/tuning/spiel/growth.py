@@ -188,7 +188,8 @@ class _Outer:
     def first_below(self, threshold: float) -> Tensor:
         """For each row, how many of its products are >= threshold [R]."""
         # c >= fl(t / r) decides r c >= t but where c is the rounded quotient itself.
-        quotient = threshold / self.r
+        # (A number over a tensor would be its reciprocal times the number, rounded twice.)
+        quotient = torch.full_like(self.r, threshold) / self.r
         at = torch.searchsorted(self.rising, quotient)
         after = torch.searchsorted(self.rising, quotient, right=True)
         short = self.r * quotient < threshold
