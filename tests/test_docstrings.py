@@ -18,6 +18,8 @@ PLACES = (
     "passband.data.", "passband.pde.gp_hm.", "passband.pde.baselines.",
     "passband.tuning.diffusion", "passband.tuning.sara.",
     "passband.tuning.intruder_dims.",
+    "passband.tuning.lt_sft.", "passband.tuning.baselines.mad_x.", "passband.tuning.number_words",
+    "passband.tuning.crosslingual",
 )
 MODULES = sorted(
     name for _, name, package in pkgutil.walk_packages(passband.__path__, "passband.")

@@ -79,6 +79,7 @@ class SelectedTensor:
         check_trainable(name, weight)
         self.name, self.weight, self.parametrisation = name, weight, parametrisation
         self._axes = _memory_order(name, weight)
+        self._in_order = self._axes == tuple(range(weight.dim()))
         self.indices = self._checked(indices).sort().values
         if not self.indices.numel():
             raise DataError(
@@ -320,7 +321,8 @@ class SelectedTensor:
         return places
 
     def _flat(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().permute(self._axes).reshape(-1)
+        tensor = tensor.detach()
+        return (tensor if self._in_order else tensor.permute(self._axes)).reshape(-1)
 
     def _read(self, indices: Tensor) -> Tensor:
         return self._flat(self.weight).index_select(0, self._place(indices))

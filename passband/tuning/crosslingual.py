@@ -1,5 +1,6 @@
 """A task learned in one language and wanted in others: what a method gets, and what it is asked.
 
+>>> from passband.tuning.number_words import number_words
 >>> job = number_words(seed=0, size="smoke").train
 >>> job.source, sorted(job.texts)
 ('en', ['en', 'kz'])

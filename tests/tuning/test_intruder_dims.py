@@ -496,6 +496,7 @@ def job(seed=0, n=96):
     y = (x[:, :3].sum(1) > 0).long() + 2 * (x[:, 3] > 0).long()
     examples = list(zip(x, y, strict=True))
 
+    @torch.no_grad()
     def validate(model):
         logits = model(x)
         return {
@@ -562,6 +563,19 @@ def test_runs_are_matched_at_a_metric():
     assert system.config.select == "last"
     values = matched(problem, "accuracy", 60.0).validation(problem.model())
     assert values["distance"] == pytest.approx(abs(values["accuracy"] - 60.0))
+
+
+def test_a_repaired_task_is_what_the_next_one_begins_with():
+    problem = job()
+    rounds = (problem, job(seed=1))
+    system, found = fitted(replace(problem, rounds=rounds), threshold=0.98, tolerance=0.1)
+    assert found["repair"]["factor"] < 1
+    reached = rounds[1].validation(system.adapt(problem.model()))["accuracy"]
+    assert reached == pytest.approx(found["repair"]["value"])
+    assert [len(system.edits), len(found["rounds"])] == [2, 2]
+    base = problem.model()
+    counts = [measure(base, edit, eps=0.98).count for edit in system.edits]
+    assert counts == [one["count"] for one in found["rounds"]]
 
 
 def test_saved_and_loaded(tmp_path):

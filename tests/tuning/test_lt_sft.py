@@ -306,6 +306,15 @@ def test_what_is_masked_in_a_masked_lm() -> None:
     assert find_parts(model, ["cls.predictions.bias"]).dense == ("cls.predictions.bias",)
 
 
+def test_what_was_frozen_before_stays_so() -> None:
+    model = network()
+    model["body"][0].requires_grad_(False)
+    handle = LTSFT(count=5).attach(model, head=["head"])
+    assert set(handle.maskable) == {"body.3.weight", "body.3.bias"}
+    handle.detach()
+    assert not model["body"][0].weight.requires_grad
+
+
 def test_a_tied_decoder_is_warned_of_and_can_be_untied() -> None:
     model = bert()
     with pytest.warns(PassbandWarning, match="tied to bert.embeddings.word_embeddings.weight"):

@@ -263,3 +263,17 @@ def test_sizes_of_adapters() -> None:
         Coupling(7, 2)
     with pytest.raises(ConfigError, match="scale"):
         StackedAdapters.from_preset("smoke").adapt(nn.Linear(1, 1), scale=0.5)
+
+
+def test_a_finished_run_that_is_resumed_selects_the_same_entries(data, tmp_path: Path) -> None:
+    """Every phase comes from its checkpoint: the mask follows from the end of phase 1."""
+    runs = []
+    for resume in (False, True):
+        system = LotteryTicketSFT.from_preset("smoke", iterations=2)
+        system.checkpoints, system.resume = tmp_path / "checkpoints", resume
+        fitted(system, data)
+        runs.append(system)
+    first, again = runs
+    for name, change in first.fitted().changes.items():
+        assert change.same(again.fitted().changes[name]), name
+    assert first.modules["kz"].changes.keys() == again.modules["kz"].changes.keys()

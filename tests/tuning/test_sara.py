@@ -217,11 +217,11 @@ def test_it_steps_like_dense_adamw_with_a_mask(adjustment):
         torch.testing.assert_close(p, dict(dense.named_parameters())[name], rtol=0, atol=2e-6)
         assert torch.equal(p[~masks[name]], start[name][~masks[name]])  # frozen: to the bit
     report = handle.report()
-    assert report.selected == sum(int(m.sum()) for m in masks.values())
+    assert report.entries == sum(int(m.sum()) for m in masks.values())
     assert report.remaining == sum(int(m.sum()) for m in last.values())
     now = bits(ours)
     still = sum(int((now[n][m].abs() < theta).sum()) for n, m in masks.items())
-    assert report.ineffective == still / report.selected
+    assert report.ineffective == still / report.entries
     changes = handle.edit().changes
     for name, mask in masks.items():  # the frozen-at-current ones stay part of the edit
         if mask.any():

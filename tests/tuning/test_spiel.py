@@ -15,8 +15,14 @@ from torch.nn import functional as F
 from passband.bench.budget import Budget
 from passband.bench.loop import LoopConfig, train
 from passband.bench.streams import Streams
-from passband.errors import ConfigError, DataError, PassbandError, PassbandWarning
+from passband.errors import (
+    ConfigError,
+    DataError,
+    PassbandWarning,
+    UnknownNameError,
+)
 from passband.parts.edits import Edit
+from passband.parts.nf4 import pack, unpack
 from passband.parts.slots import SM3, SlotAdamW
 from passband.tuning.spiel.candidates import Candidates
 from passband.tuning.spiel.growth import (
@@ -28,6 +34,7 @@ from passband.tuning.spiel.growth import (
     replaced,
 )
 from passband.tuning.spiel.model import SpIEL
+from passband.tuning.switch import Adapters
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -103,7 +110,8 @@ def test_random_positions_are_distinct_and_sorted(size, count):
     found = random_positions(size, count, torch.Generator().manual_seed(1))
     assert len(found) == count
     assert bool((found[1:] > found[:-1]).all())
-    assert 0 <= int(found[0]) and int(found[-1]) < size
+    assert int(found[0]) >= 0
+    assert int(found[-1]) < size
 
 
 def test_random_positions_are_uniform():
@@ -219,7 +227,8 @@ def simulate_ag(model, indices, steps, lr, wd, S, gamma, p0, policy, timing=Fals
     for n, p in weights.items():
         mask = torch.zeros(p.numel(), dtype=torch.bool)
         mask[indices[n]] = True
-        state[n] = {k: torch.zeros(p.numel(), dtype=torch.float64) for k in ("m", "v", "phi", "old")}
+        keys = ("m", "v", "phi", "old")
+        state[n] = {k: torch.zeros(p.numel(), dtype=torch.float64) for k in keys}
         state[n] |= {"mask": mask, "age": torch.zeros(p.numel(), dtype=torch.int64), "cand": None}
     trajectory = []
     for t in range(steps):
@@ -619,28 +628,35 @@ def test_memory_of_adam_is_that_of_the_deltas():
 def test_adapters_are_switched_by_name_to_the_bit(tmp_path):
     model = network()
     start = bits(model)
-    handles = {}
+    adapters, adapted = Adapters(model), {}
     for name, seed in (("first", 0), ("second", 1)):
-        handles[name] = method().attach(model, steps=10, seed=seed, name=name)
-        run(handles[name], handles[name].optimizer(lr=1e-2), 10)
-        handles[name].sync()
-        handles[name].trained_bits = bits(model)
-        handles[name].disable()
+        handle = method().attach(model, steps=10, seed=seed, name=name)
+        run(handle, handle.optimizer(lr=1e-2), 10)
+        handle.sync()
+        adapted[name] = bits(model)
+        adapters.add(name, Edit.load(handle.detach().save(tmp_path / f"{name}.safetensors")))
         assert all(torch.equal(p, start[n]) for n, p in model.named_parameters())
     for name in ("first", "second", "first"):
-        handles[name].enable()
-        assert all(
-            torch.equal(p, handles[name].trained_bits[n]) for n, p in model.named_parameters()
-        )
-        with pytest.raises(DataError, match="one method at a time"):
-            handles["second" if name == "first" else "first"].enable()
-        handles[name].disable()
-    edits = {name: handle.detach() for name, handle in handles.items()}
-    saved = Edit.load(edits["first"].save(tmp_path / "first.safetensors"))
-    applied = saved.apply(model)  # merged, and unmerged again
-    torch.testing.assert_close(bits(model), handles["first"].trained_bits, rtol=0, atol=0)
-    applied.revert()
+        adapters.use(name)
+        assert all(torch.equal(p, adapted[name][n]) for n, p in model.named_parameters())
+    with adapters.using("first", "second"):
+        assert adapters.active == ("first", "second")
+    assert all(torch.equal(p, adapted["first"][n]) for n, p in model.named_parameters())
+    with pytest.raises(UnknownNameError, match="third"):
+        adapters.use("third")
+    assert adapters.active == ("first",)
+    adapters.remove("first")
     assert all(torch.equal(p, start[n]) for n, p in model.named_parameters())
+
+
+def test_merging_is_what_was_trained():
+    model = network()
+    handle = method().attach(model, steps=10)
+    run(handle, handle.optimizer(lr=1e-2), 10)
+    out = model(batch(0)[0])
+    handle.detach(merge=True)
+    assert torch.equal(model(batch(0)[0]), out)
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_replaced_shares():
@@ -678,5 +694,100 @@ def test_a_deep_copy_of_the_model_is_a_plain_model():
     assert torch.equal(twin(batch(0)[0]), model(batch(0)[0]))
 
 
-def test_errors_are_passband_errors():
-    assert issubclass(ConfigError, PassbandError)
+# ---- 4-bit bases ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["ag", "ma"])
+def test_a_packed_base_trains_like_its_dense_twin(algorithm):
+    packed = network()
+    pack(packed, ["0", "2"])
+    dense = unpack(copy.deepcopy(packed))
+    handles = [method(algorithm=algorithm).attach(m, steps=20, seed=3) for m in (packed, dense)]
+    assert handles[0].packed
+    optimizers = [handle.optimizer(lr=1e-2) for handle in handles]
+    for handle, optimizer in zip(handles, optimizers, strict=True):
+        run(handle, optimizer, 11)
+    again = method(algorithm=algorithm).attach(  # resumed on the packed base
+        pack_twin(), steps=20, seed=9
+    )
+    again.load_state_dict(handles[0].state_dict())
+    second = again.optimizer(lr=1e-2)
+    second.load_state_dict(optimizers[0].state_dict())
+    for handle, optimizer in (
+        (handles[0], optimizers[0]), (handles[1], optimizers[1]), (again, second)
+    ):
+        run(handle, optimizer, 20, first=11)
+    one, two, three = (handle.edit() for handle in (*handles, again))
+    assert one.base == two.base
+    for name, change in two.changes.items():
+        assert torch.equal(one.changes[name].indices, change.indices)
+        torch.testing.assert_close(one.changes[name].values, change.values, rtol=1e-4, atol=1e-6)
+        assert torch.equal(one.changes[name].values, three.changes[name].values)
+    x = batch(0)[0]
+    adapted, start = dense(x), unpack(pack_twin())(x)
+    with handles[0].off():
+        torch.testing.assert_close(packed(x), start)
+    with pytest.warns(PassbandWarning, match="4 bits"):
+        handles[0].detach(merge=True)
+    one.apply(other := unpack(pack_twin()))  # nothing is lost here
+    torch.testing.assert_close(other(x), adapted, rtol=1e-4, atol=1e-5)
+
+
+def pack_twin() -> nn.Module:
+    model = network()
+    pack(model, ["0", "2"])
+    return model
+
+
+def test_large_packed_layers_sample_their_gradient_between_phases():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(400, 400))
+    pack(model, ["0"])
+    handle = SpIEL(budget=60, reselection_steps=4, accumulation_steps=1).attach(model, steps=8)
+    optimizer = handle.optimizer(lr=1e-2)
+    seen = []
+    look = handle.selected.on_gradient
+    handle.selected.on_gradient = lambda name, g: (seen.append(handle.count), look(name, g))
+    x = torch.randn(4, 400)
+    for _ in range(8):
+        model(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert seen == [0, 4]
+    with pytest.raises(DataError, match="no packed layer"):
+        SpIEL(targets=("q_proj",)).attach(pack_twin(), steps=8)
+
+
+# ---- replicas ------------------------------------------------------------------------------------
+
+
+def replica(rank: int, folder: str) -> None:
+    """One of two processes, each with half of every batch."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    handle = method().attach(network(), steps=12, seed=1)
+    optimizer = handle.optimizer(lr=1e-2)
+    for step in range(12):
+        x, y = batch(step)
+        half = slice(4 * rank, 4 * rank + 4)
+        (handle.model(x[half]) - y[half]).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.distributed.destroy_process_group()
+    handle.edit().save(f"{folder}/{rank}.safetensors")
+
+
+def test_replicas_stay_alike_and_train_like_one(tmp_path):
+    if not torch.distributed.is_available():
+        pytest.skip("torch without torch.distributed")
+    torch.multiprocessing.spawn(replica, args=(str(tmp_path),), nprocs=2)
+    alone = method().attach(network(), steps=12, seed=1)
+    run(alone, alone.optimizer(lr=1e-2), 12)
+    one, two = (Edit.load(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
+    for name, change in alone.edit().changes.items():
+        assert torch.equal(one.changes[name].indices, two.changes[name].indices)
+        assert torch.equal(one.changes[name].values, two.changes[name].values)
+        assert torch.equal(one.changes[name].indices, change.indices)
+        torch.testing.assert_close(one.changes[name].values, change.values, rtol=1e-3, atol=1e-5)

@@ -176,7 +176,7 @@ class BALoRAHandle(FactorHandle):
         """l1, l2, l3 at this point of the run (an adaptive l1 as it is for a sure teacher)."""
         m = self.method
         first, second = m.schedules
-        moving = first == "cosine" or second != "constant"
+        moving = (first == "cosine" and m.l1) or (second != "constant" and (m.l2 or m.l3))
         t = self.fraction if moving else 0.0
         fall = cosine(t, m.lowest) if first == "cosine" else 1.0
         rise = FOCUS[second](t, m.hold, m.ramp)

@@ -1,7 +1,7 @@
-"""What a decomposition is worth: leave the smallest components out and see what the model still knows.
+"""What a decomposition is worth: without the smallest components, what does the model still know?
 
-    co-svd   components of W C_d, C_d the damped second moments of the inputs       (CorDA)
-    asvd     components of W diag(s), s_j = (mean |x_j|)^alpha + 1e-6               (arXiv 2312.05821)
+    co-svd   components of W C_d, C_d the damped second moments of the inputs (CorDA)
+    asvd     components of W diag(s), s_j = (mean |x_j|)^alpha + 1e-6         (arXiv 2312.05821)
     plain    components of W
 
 In all three, component i of W is u_i u_i^T W: undoing what stands on the right of W leaves the left

@@ -23,6 +23,7 @@ from torch import Tensor
 from passband.errors import DataError
 from passband.parts.spectral import gram
 
+ENOUGH = 2  # tokens for each input that wait for one product: adding matrices costs as much
 PARALLEL = 1 - 1e-6  # ||C||_F / trace C from which all inputs are multiples of one vector
 
 
@@ -40,11 +41,12 @@ class Covariance:
     scaled: bool = True
     samples: int = 0
     tokens: int = 0
-    total: Tensor | None = field(default=None, repr=False)  # [n, n]
     absolute: Tensor | None = field(default=None, repr=False)  # [n], sum of |x|, for ASVD
+    _total: Tensor | None = field(default=None, repr=False)
+    _waiting: list[Tensor] = field(default_factory=list, repr=False)  # tokens, scaled
 
     def add(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """x [B, T, n], mask [B, T] (true: a token) or none; one product for the whole batch.
+        """x [B, T, n], mask [B, T] (true: a token) or none; products are taken many tokens at once.
 
         Raises `DataError` for NaN and infinity.
         """
@@ -53,19 +55,31 @@ class Covariance:
         tokens = x[mask]  # [N, n]; what padding holds may be NaN and is never looked at
         if not len(tokens):
             return
-        absolute = tokens.abs().sum(0)
-        product = gram((tokens / self._scales(tokens, mask)).T)
-        if not bool(torch.isfinite(product.trace())):
+        if not bool(torch.isfinite(tokens.sum())):
             raise DataError(
                 f"the inputs of {self.name} have NaN or infinity", expected="finite activations",
                 mend="calibrate in float32, or look for a damaged calibration sample",
             )
-        if self.total is None or self.absolute is None:
-            self.total, self.absolute = torch.zeros_like(product), torch.zeros_like(absolute)
-        self.total += product
-        self.absolute += absolute
+        absolute = tokens.abs().sum(0)
+        self.absolute = absolute if self.absolute is None else self.absolute + absolute
+        self._waiting.append(tokens / self._scales(tokens, mask))
         self.samples += int(mask.any(1).sum())
         self.tokens += len(tokens)
+        if sum(map(len, self._waiting)) >= ENOUGH * tokens.shape[1]:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        if not self._waiting:
+            return
+        product = gram(torch.cat(self._waiting).T)
+        self._total = product if self._total is None else self._total.add_(product)
+        self._waiting.clear()
+
+    @property
+    def total(self) -> Tensor | None:
+        """The sum [n, n]; None where the layer was never called."""
+        self._sum_up()
+        return self._total
 
     def _scales(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """What each token is divided by, [N, 1]."""
@@ -84,24 +98,25 @@ class Covariance:
         Raises `DataError` when the layer was never called, or its inputs have nothing to tell:
         all zero, or all multiples of one vector.
         """
-        if self.total is None:
+        total = self.total
+        if total is None:
             raise DataError(
                 f"{self.name} was never called in calibration", expected="batches that reach it",
                 mend="leave it out of the targets, or set on_missing='svd'",
             )
-        trace = float(self.total.trace())
+        trace = float(total.trace())
         if trace == 0:
             raise DataError(
                 f"the inputs of {self.name} are all zero", expected="activations",
                 mend="calibrate with real samples",
             )
-        if len(self.total) > 1 and float(torch.linalg.vector_norm(self.total)) > PARALLEL * trace:
+        if len(total) > 1 and float(torch.linalg.vector_norm(total)) > PARALLEL * trace:
             raise DataError(
                 f"the inputs of {self.name} are constant: {self.tokens} tokens, all along one "
                 "vector", expected="activations that differ",
                 mend="calibrate with more samples, and different ones",
             )
-        return self.total / self.samples
+        return total / self.samples
 
     def mean_absolute(self) -> Tensor:
         """mean |x_j| over the tokens [n]."""
@@ -112,10 +127,11 @@ class Covariance:
     def packed(self) -> dict[str, Tensor]:
         """Tensors for a file: C is symmetric, its upper triangle is enough."""
         counts = torch.tensor([self.samples, self.tokens])
-        if self.total is None or self.absolute is None:
+        total = self.total
+        if total is None or self.absolute is None:
             return {"counts": counts}
-        upper = torch.ones_like(self.total, dtype=torch.bool).triu()
-        return {"counts": counts, "upper": self.total[upper], "absolute": self.absolute}
+        upper = torch.ones_like(total, dtype=torch.bool).triu()
+        return {"counts": counts, "upper": total[upper], "absolute": self.absolute}
 
     @classmethod
     def unpacked(cls, name: str, scaled: bool, tensors: Mapping[str, Tensor]) -> Covariance:
@@ -127,5 +143,5 @@ class Covariance:
             upper = torch.ones(n, n, dtype=torch.bool).triu()
             total = torch.zeros(n, n)
             total[upper] = tensors["upper"]
-            found.total = total + total.triu(1).T
+            found._total = total + total.triu(1).T
         return found

@@ -94,10 +94,11 @@ class CorDA:
         _refuse_convolutions(layers)
         pairs = self._decomposed(layers, self._covariances(model, layers, calibration))
         start = {
-            n: LowRankFactors(a, b, from_start=True, scale=self.scale) for n, (b, a) in pairs.items()
+            name: LowRankFactors(a, b, from_start=True, scale=self.scale)
+            for name, (b, a) in ((name, pairs[name]) for name in layers)
         }
         return CorDAHandle(
-            model, {n: start[n] for n in layers}, method=self, head=head, steps=steps, seed=seed,
+            model, start, method=self, head=head, steps=steps, seed=seed,
             name=name, train_bias=self.train_bias,
         )
 

@@ -5,8 +5,8 @@
     diag(sigma) V^T C_d^-1 = U^T W         so that component i of W is u_i u_i^T W
 
 No inverse of C_d is formed: U is all that is needed. The largest directions come from the smaller
-Gram matrix of W C_d. The smallest are lost in a squared spectrum (W C_d has condition numbers of 1e5
-and more): they are the largest of the inverse of the triangular factor of W C_d, as accurate as a
+Gram matrix of W C_d. The smallest are lost in a squared spectrum (W C_d has condition numbers of
+1e5 and more): they are the largest of the inverse of the triangular factor of W C_d, as accurate as a
 singular value decomposition in float64 and several times faster.
 
 >>> W, C = torch.randn(6, 4), torch.eye(4)
@@ -38,8 +38,9 @@ def damped(covariance: Tensor, damping: float = DAMPING) -> Tensor:
     >>> damped(torch.diag(torch.tensor([3.0, 1.0])), 0.5).diagonal()
     tensor([4., 2.], dtype=torch.float64)
     """
-    c = covariance.double()
-    return c + damping * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype, device=c.device)
+    c = covariance.to(torch.float64, copy=True)
+    c.diagonal().add_(damping * c.diagonal().mean())
+    return c
 
 
 def oriented(weight: Tensor, context: Tensor | None) -> Tensor:

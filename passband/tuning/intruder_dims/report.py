@@ -10,6 +10,7 @@
                      intruders are blank rows that shift the rest
 Counts follow the size of the update: read them beside its norm, at equal quality of the models.
 
+>>> from passband.tuning.intruder_dims.pairs import pairs
 >>> base, tuned = torch.diag(torch.tensor([3.0, 2.0, 1.0])), torch.full((3, 3), 9.0)
 >>> report = analyse(pairs({"w": base}, {"w": tuned}), eps=0.6)
 >>> report.count, report.layers[0].intruders[0].position

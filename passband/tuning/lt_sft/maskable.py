@@ -35,7 +35,8 @@ def find_parts(
     head    prefixes of parameters trained densely; empty: all outside of the base model
     prefix  of the base model; None: `model.base_model_prefix` where the model has such a part,
             else the whole model without `head`
-    The flags say what is trained: norms and embedding tables, heads, the output projection.
+    The flags say what is trained: norms and embedding tables, heads, the output projection. What
+    was frozen before (`requires_grad`) stays so.
     Raises `DataError` when nothing is left to mask; warns when the projection should stay as it is
     but is tied to trained embeddings.
     """
@@ -43,7 +44,7 @@ def find_parts(
     base = _base_prefix(model, prefix)
     given = {n for n in named if any(n == h or n.startswith(h + ".") for h in head)}
     inside = {n for n in named if n.startswith(base) and n not in given}
-    kept: set[str] = set()
+    kept = {n for n, parameter in named.items() if not parameter.requires_grad}
     if not layer_norm:
         kept |= _owned(model, lambda m: "norm" in type(m).__name__.lower())
     tables = _owned(model, lambda m: isinstance(m, nn.Embedding))

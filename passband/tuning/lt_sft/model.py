@@ -169,6 +169,7 @@ class LotteryTicket(Handle):
         self.size = sum(p.numel() for p in self.maskable.values())
         _check(self.maskable, entries, self.size)
         super().__init__(model, method=method, **options)
+        self.about |= {"entries": entries, "density": entries / self.size}
         self.retie: Callable[[], None] | None = None
         self.total = sum(p.numel() for p in model.parameters())
         self.support: dict[str, Tensor] = {}

@@ -150,7 +150,7 @@ def adjustment_uses_more(bench: Bench) -> Evidence:
         name: [row["spent"]["ineffective"] for row in found.values()]
         for name, found in rows.items()
     }
-    kept = [row["spent"]["remaining"] / row["spent"]["selected"] for row in rows["SaRA"].values()]
+    kept = [row["spent"]["remaining"] / row["spent"]["entries"] for row in rows["SaRA"].values()]
     ratios = [
         without / used for used, without in zip(left["SaRA"], left["no adjustment"], strict=True)
     ]

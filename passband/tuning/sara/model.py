@@ -22,7 +22,7 @@ gradients and Adam is that of the entries (`passband.parts.selective`). No modul
 ...     handle.objective((model(x) - x).square().mean()).backward()
 ...     optimizer.step()
 ...     optimizer.zero_grad()
->>> handle.report().selected
+>>> handle.report().entries
 419
 >>> handle.edit().scaled(0.6).norm() > 0
 True
@@ -114,7 +114,7 @@ def learning_rate(threshold: float) -> float:
 class Report:
     """What was selected, and what became of it.
 
-    selected     entries of the initial set M;  total: entries that were looked at
+    entries      of the initial set M;  total: those that were looked at
     zeros        tensors of zeros, which are selected entirely
     fresh        entries of such tensors that are vectors
     remaining    entries that are trained now
@@ -123,7 +123,7 @@ class Report:
 
     threshold: float
     total: int
-    selected: int
+    entries: int
     remaining: int
     ineffective: float
     zeros: tuple[str, ...]

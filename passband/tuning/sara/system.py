@@ -100,7 +100,7 @@ class Sara(Tuner):
         assert isinstance(handle, SaRAHandle)
         self._found = handle.report().facts()
         # Measured at the end, when fewer entries are left: what counts is the first half.
-        trained = self._found["selected"] + sum(p.numel() for p in handle.head.values())
+        trained = self._found["entries"] + sum(p.numel() for p in handle.head.values())
         self.facts["trainable"] = float(trained)
         self.facts["optimizer_bytes"] = max(self.facts["optimizer_bytes"], 8.0 * trained)
         return super().finish(handle, problem)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from passband.errors import CheckpointError, PassbandError
 from passband.parts.edits import Fingerprint, fingerprint
 from passband.parts.low_rank import LowRankFactors
-from passband.parts.targets import find_targets
 from passband.tuning.sorsa.model import SORSA, SORSAHandle
 
 KIND, FORMAT = "sorsa factors", "1"
@@ -77,10 +76,8 @@ def load_factors(path: str | Path, model: nn.Module, **options: Any) -> SORSAHan
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from None
     _check_base(path, base, fingerprint(model, without=head))
-    ordered = find_targets(model, method.targets, rank=method.rank, head=tuple(head))
-    handle = SORSAHandle(
-        model, {name: start[name] for name in ordered}, method=replace(method), head=head, **options
-    )
+    ordered = {name: start[name] for name, _ in model.named_modules() if name in start}
+    handle = SORSAHandle(model, ordered, method=method, head=head, **options)
     for name, parameter in handle.head.items():
         parameter.data.copy_(tensors[name])
     return handle

@@ -149,6 +149,7 @@ def _squared_errors(rows: Tensor) -> Tensor:
 
 _NORMS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "guarded": lambda squares, rank: (squares + 1e-8 * rank).sqrt(),
-    "exact": lambda squares, rank: squares.sqrt(),
+    # Clamped, so that the derivative at 0 is 0 and not NaN.
+    "exact": lambda squares, rank: squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt(),
     "squared": lambda squares, rank: squares,
 }
