@@ -247,14 +247,14 @@ def _sized(
             return {name: wanted}
     system = kind.from_preset("small", **fields)
     values = {
-        name: getattr(system.config, name) for name in known
-        if name in ("fraction", "density") or name.endswith("_ratio")
+        name: getattr(system.config, name) for name in SHARES if name in known
     }
     values = {name: value for name, value in values.items() if value}
     factor = wanted / system.count(model) if values else 1.0
     return {name: min(0.99, value * factor) for name, value in values.items()}
 
 
+SHARES = ("fraction", "density", "o", "d")  # fields that the number of trained entries follows
 # Heads are left alone where a method would train them densely: the same for all.
 FIELDS: dict[str, dict[str, Any]] = {"lt_sft": {"freeze_head": True}}
 GROUPS = {
@@ -275,12 +275,12 @@ class Training:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.handle = arm.attach(model, job.problem)
-        for phase in self.handle.phases():  # to the last phase: what a method is known for
-            self.phase = phase
-            self.optimizer = self.handle.optimizer(arm.rate)
-            self.handle.at(PROGRESS)
-            for _ in range(2):
-                self.step()
+            for phase in self.handle.phases():  # to the last one: what a method is known for
+                self.phase = phase
+                self.optimizer = self.handle.optimizer(arm.rate)
+                self.handle.at(PROGRESS)
+                for _ in range(2):
+                    self.step()
         if not math.isfinite(self.loss):
             raise SystemExit(f"{arm.name} on {job.name}: the loss is {self.loss}")
 

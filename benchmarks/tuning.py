@@ -230,7 +230,7 @@ def start_of(name: str, quick: bool, rank: int = RANK) -> list[Row]:
         works = start_works(model, [{"input_ids": i} for i in ids], rank)
     else:
         works = start_works(*layers(*map(int, name.split(" x "))), rank)
-    return compare(name, works, STARTS, rounds=1 if quick else 3)
+    return compare(name, works, STARTS, rounds=1 if quick else 2)
 
 
 def compare(

@@ -78,3 +78,87 @@ def test_exponent(load):
 def test_table_aligns_numbers(load, capsys):
     load("_timing").print_table("title", ("name", "n"), [("a", "1"), ("bb", "22")])
     assert capsys.readouterr().out.splitlines()[-2:] == ["  a      1", "  bb    22"]
+
+
+# ---- fine-tuning -----------------------------------------------------------------------------
+
+
+def test_works_take_turns(load):
+    timing, order = load("_timing"), []
+    works = {name: (lambda given, name=name: order.append(name + given)) for name in "ab"}
+    taken = timing.interleaved(works, 2, prepare={"a": lambda: "1", "b": lambda: "2"})
+    assert order == ["a1", "b2", "b2", "a1", "a1", "b2"]  # the first of each is not counted
+    assert [len(taken[name]) for name in "ab"] == [2, 2]
+    assert timing.cheapest([(9.0, 3.0), (1.0, 5.0)]) == 3.0
+
+
+@pytest.fixture(scope="module")
+def tiny_rows():
+    pytest.importorskip("peft")
+    pytest.importorskip("transformers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        methods, tuning = importlib.import_module("_methods"), importlib.import_module("tuning")
+        job = methods.language("tiny", 1, length=16, width=64, ffn=96, layers=2, heads=2)
+        arms = [*methods.references(), *methods.parts(), *methods.systems(job)]
+        return {row["arm"]: row for row in tuning.steps_on(job, arms, rounds=1, turn=0.0)}
+
+
+def test_every_method_is_timed(tiny_rows):
+    """A room of the family that can train is in the table, without a word about it there."""
+    names = {name.split()[0] for name in tiny_rows}
+    assert {"full", "peft", "entries", "blocks", "hft", "sara", "lt-sft", "sorsa"} <= names
+    for row in tiny_rows.values():
+        assert row["seconds"] > 0 and row["memory"] > 0 and row["kept"] >= 0
+        assert row["times"]["full"] == pytest.approx(
+            row["seconds"] / tiny_rows["full AdamW"]["seconds"]
+        )
+
+
+def test_what_is_compared_is_of_one_size(tiny_rows):
+    shira = tiny_rows["peft SHiRA r=8"]["trained"]
+    assert shira == tiny_rows["peft LoRA r=8"]["trained"] == 8 * 2 * (4 * 128 + 3 * 160)
+    assert tiny_rows["entries (parts)"]["trained"] == shira
+    for name in ("sara", "lt-sft", "blocks (parts)"):
+        assert tiny_rows[name]["trained"] == pytest.approx(shira, rel=0.02)
+    entries = tiny_rows["entries (parts)"]
+    # m and v in fp32, and a step count for each of the 14 tensors
+    assert entries["optimizer"] == 2 * 4 * shira + 4 * 14
+    assert entries["memory"] < tiny_rows["full AdamW"]["memory"]
+
+
+def test_aims_are_judged(load, tiny_rows, capsys):
+    tuning = load("tuning")
+    row = dict(tiny_rows["entries (parts)"], times={"shira": 0.9, "lora": 1.2},
+               sizes={"shira": 0.5, "lora": 1.0})
+    tuning.show_aims([row])
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split()[-1] for line in lines] == ["yes", "no"]
+
+
+def test_decompositions_that_are_timed_give_the_same_adapters(load):
+    pytest.importorskip("peft")
+    tuning = load("tuning")
+    works = tuning.start_works(*tuning.layers(24, 40), rank=3)
+    made = {name: work(prepare()) for name, (prepare, work) in works.items()}
+    for ours, theirs in tuning.STARTS.items():
+        for name in ("0", "2"):
+            factors = made[ours].factors[name]
+            layer = dict(made[theirs].model.named_modules())[name]
+            expected = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+            product = factors.scaled_left() @ factors.A
+            assert (product - expected).norm() < 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("work", "sizes"),
+    [("topk", (1 << 19,)), ("quantile", (1 << 19,)), ("intruders", (24, 40)), ("edits", (64,)),
+     ("fingerprints", (1 << 19,))],
+)
+def test_choices_are_measured(load, work, sizes):
+    """Each function raises `SystemExit` where what it compares differs."""
+    pytest.importorskip("peft")
+    rows = getattr(load("tuning"), work)(*sizes)
+    assert rows
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["other"] / row["seconds"])

@@ -82,6 +82,7 @@ class Selected:
             for name, at in indices.items()
         }
         self._attached = True
+        self.paused = False  # True: gradients are somebody else's, and stay where they are
         self._away = 0  # depth of `off`
         self._trainable = {name: weight.requires_grad for name, weight in weights.items()}
         for name, weight in weights.items():
@@ -116,6 +117,8 @@ class Selected:
             entry.weight.grad = None  # an older gradient would be added to the first one
 
             def gather(weight: Tensor, name: str = name, entry: SelectedTensor = entry) -> None:
+                if self.paused:
+                    return
                 gradient, weight.grad = weight.grad, None
                 if gradient is None:
                     return

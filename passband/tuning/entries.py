@@ -29,6 +29,7 @@ class Entries(Protocol):
     """Trained entries of a model's weights: `Selected`, or `NF4Selected` on packed weights."""
 
     on_gradient: OnGradient | None
+    paused: bool
 
     @property
     def values(self) -> dict[str, nn.Parameter]: ...
@@ -99,6 +100,9 @@ class EntryHandle(Handle):
         else:
             self._away = self.selected.off()
             self._away.__enter__()
+
+    def _pause(self, paused: bool) -> None:
+        self.selected.paused = paused
 
     def _release(self) -> None:
         if self._away is not None:

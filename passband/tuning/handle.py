@@ -109,6 +109,9 @@ class Handle(ABC):
     def _switch(self, on: bool) -> None:
         """Make the model the adapted one, or the pretrained one to the bit."""
 
+    def _pause(self, paused: bool) -> None:
+        """Leave gradients alone while another method may be attached."""
+
     def _release(self) -> None:
         """Take hooks and patches off; the model is the pretrained one already."""
 
@@ -239,9 +242,11 @@ class Handle(ABC):
         """Pretrained weights until `enable`: another method may attach meanwhile."""
         self._turn(False)
         self._unfreeze()
+        self._pause(True)
 
     def enable(self) -> None:
         _refuse_others(self.model, but=self)
+        self._pause(False)
         self._turn(True)
         self._refreeze()
 

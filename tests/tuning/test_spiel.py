@@ -694,6 +694,48 @@ def test_a_deep_copy_of_the_model_is_a_plain_model():
     assert torch.equal(twin(batch(0)[0]), model(batch(0)[0]))
 
 
+# ---- large layers with few deltas ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("conv1d", [False, True], ids=["linear", "conv1d"])
+@pytest.mark.parametrize("changes", [{}, {"algorithm": "ma"}, {"growth": "none"}], ids=str)
+def test_sampled_gradients_train_the_same(changes, conv1d):
+    def big():
+        torch.manual_seed(0)
+        if conv1d:
+            pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
+            return nn.Sequential(pytorch_utils.Conv1D(400, 400), nn.Tanh(), nn.Linear(400, 2))
+        return nn.Sequential(nn.Linear(400, 400), nn.Tanh(), nn.Linear(400, 2))
+
+    x = torch.randn(6, 400, generator=torch.Generator().manual_seed(1))
+    results, out = [], None
+    for sampled in (True, False):
+        model = big()
+        handle = SpIEL(
+            budget=300, reselection_steps=5, accumulation_steps=2, sampled=sampled,
+            targets=("0", "2"), **changes,
+        ).attach(model, steps=12)
+        assert ("forward" in model[0].__dict__) is sampled
+        optimizer = handle.optimizer(lr=1e-2)
+        for step in range(12):
+            (model(x).square().mean()).backward()
+            if step == 6:  # resumed in the middle of a run
+                handle.load_state_dict(handle.state_dict())
+            optimizer.step()
+            optimizer.zero_grad()
+            assert model[0].weight.grad is None
+        out = model(x)
+        edit = handle.detach()
+        assert "forward" not in model[0].__dict__
+        assert torch.equal(model[0].weight, big()[0].weight)
+        results.append((edit, out))
+    (one, mine), (two, theirs) = results
+    for name, change in two.changes.items():
+        assert torch.equal(one.changes[name].indices, change.indices)
+        torch.testing.assert_close(one.changes[name].values, change.values, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
 # ---- 4-bit bases ---------------------------------------------------------------------------------
 
 

@@ -2,8 +2,9 @@
 
 Bias: a vision transformer pretrained with 30 % wrong labels and few images of classes 5 to 9 learns
 from 300 clean, imbalanced ones; rank 4, 150 steps. Forgetting: the Llama knows docstrings; rank 8,
-150 steps. Learning rates are the best of 1e-3, 3e-3 and 1e-2 for each method on calibration seed
-1000 (balanced accuracy; exact match); weights of the penalties are the paper's.
+150 steps. Learning rates on digits are the best of 1e-3, 3e-3 and 1e-2 for each method by balanced
+accuracy on calibration seed 1000. On sums all use the one that gave PiSSA the smallest area under
+the training loss there. Weights of the penalties are the paper's.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from passband.bench.claims import Bench, Evidence, judge, not_shown
 STEPS = "150 steps"
 BIASED: dict[str, dict[str, Any]] = {
     "BA-LoRA": {"system": "ba-lora", "preset": "small-nlu", "lr": 3e-3},
-    "PiSSA": {"system": "pissa", "rank": 4, "lr": 3e-3},
-    "LoRA": {"system": "lora", "rank": 4, "lr": 3e-3},
+    "PiSSA": {"system": "pissa", "rank": 4, "lr": 1e-2},
+    "LoRA": {"system": "lora", "rank": 4, "lr": 1e-2},
 }
 SUMS: dict[str, dict[str, Any]] = {
-    "BA-LoRA": {"system": "ba-lora", "lr": 3e-3},
-    "l1 alone": {"system": "ba-lora", "lr": 3e-3, "l2": 0.0, "l3": 0.0},
-    "PiSSA": {"system": "pissa", "lr": 3e-3},
-    "LoRA": {"system": "lora", "lr": 3e-3},
+    "BA-LoRA": {"system": "ba-lora", "lr": 1e-2},
+    "l1 alone": {"system": "ba-lora", "lr": 1e-2, "l2": 0.0, "l3": 0.0},
+    "PiSSA": {"system": "pissa", "lr": 1e-2},
+    "LoRA": {"system": "lora", "lr": 1e-2},
 }
 Rows = dict[str, list[Mapping[str, float]]]
 

@@ -1,7 +1,7 @@
 """What the paper of CorDA claims, on a byte-level Llama whose knowledge is docstrings.
 
 Nothing is trained for C1: components of all linear layers are left out and bits per byte counted.
-For C2, C3 and C5 the model learns two-digit sums in 150 steps, each method at its own learning rate.
+For C2, C3 and C5 the model learns two-digit sums in 150 steps, each method at its own rate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from passband.bench.claims import Bench, Evidence, judge, not_shown
 
 DROPS = (8, 16, 32, 64)  # of 128 components; 8 is shown, not judged
 STEPS = 150
-# Learning rates of highest exact match on calibration seeds 1000 and 1001, from 1e-3, 3e-3 and 1e-2.
+# Learning rates of highest exact match on calibration seed 1000, from 1e-3, 3e-3 and 1e-2.
 METHODS: dict[str, dict[str, Any]] = {
     "LoRA": {"system": "lora", "lr": 3e-3},
     "PiSSA": {"system": "pissa", "lr": 3e-3},

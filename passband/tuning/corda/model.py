@@ -181,8 +181,8 @@ def _warn_of_few(few: Mapping[str, Covariance]) -> None:
     name, worst = min(few.items(), key=lambda one: one[1].tokens / _inputs(one[1]))
     n, each = _inputs(worst), worst.tokens / worst.samples
     warnings.warn(
-        f"{len(few)} layers saw fewer tokens than they have inputs ({name}: {worst.tokens} tokens, "
-        f"{n} inputs): their second moments are of low rank. Some "
+        f"{len(few)} inputs of layers were seen in fewer tokens than they have entries ({name}: "
+        f"{worst.tokens} tokens, {n} entries): their second moments are of low rank. Some "
         f"{math.ceil(n * SAMPLES_PER_INPUT / each)} samples of this length are advised",
         PassbandWarning, stacklevel=4,
     )

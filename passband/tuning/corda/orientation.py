@@ -6,8 +6,8 @@
 
 No inverse of C_d is formed: U is all that is needed. The largest directions come from the smaller
 Gram matrix of W C_d. The smallest are lost in a squared spectrum (W C_d has condition numbers of
-1e5 and more): they are the largest of the inverse of the triangular factor of W C_d, as accurate as a
-singular value decomposition in float64 and several times faster.
+1e5 and more): they are the largest of the inverse of the triangular factor of W C_d, as accurate
+as a singular value decomposition in float64 and several times faster.
 
 >>> W, C = torch.randn(6, 4), torch.eye(4)
 >>> B, A = oriented_factors(W, C, rank=4, mode="instruction")
@@ -69,10 +69,12 @@ def oriented_factors(
         )
     product = oriented(weight, context)
     u, s = _CHOSEN[mode](product, rank)
+    rows = u.T @ weight.detach().double()
+    # Without damping sigma may be 0 where U^T W is not: such a direction is split evenly.
     floor = FLOOR * float(torch.linalg.vector_norm(product))
-    root = s.clamp_min(floor or 1.0).sqrt() / scale**0.5
-    b = u * root
-    a = (u.T @ weight.detach().double()) / (scale * root[:, None])
+    sizes = torch.where(s > floor, s, torch.linalg.vector_norm(rows, dim=1).clamp_min(floor))
+    root = torch.where(sizes > 0, sizes, 1.0).sqrt()
+    b, a = u * root / scale**0.5, rows / (root[:, None] * scale**0.5)
     return b.float(), a.float()
 
 

@@ -40,10 +40,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from passband.errors import ConfigError, DataError
-from passband.parts.edits import Change
-from passband.parts.selective import Selected
 from passband.parts.slots import gather_state
-from passband.tuning.handle import Calibration, Handle
+from passband.tuning.entries import EntryHandle
+from passband.tuning.handle import Calibration
 from passband.tuning.sara.penalty import NuclearNorm, Sampling
 from passband.tuning.sara.selection import Order, Selection, select
 
@@ -134,7 +133,7 @@ class Report:
         return {**asdict(self), "zeros": list(self.zeros), "skipped": list(self.skipped)}
 
 
-class SaRAHandle(Handle):
+class SaRAHandle(EntryHandle):
     """Entries of a model's weights in training; see `SaRA`."""
 
     clips_penalty = False  # a gradient without a loss, added once a step as in the released code
@@ -142,25 +141,14 @@ class SaRAHandle(Handle):
     def __init__(
         self, model: nn.Module, selection: Selection, *, method: SaRA, **options: Any
     ) -> None:
-        super().__init__(model, method=method, **options)
+        super().__init__(model, selection.indices, method=method, **options)
         self.method, self.selection = method, selection
-        self.selected = Selected(model, selection.indices, also=tuple(self.head))
         self.nuclear = NuclearNorm(
             self.selected, sampling=method.rank_sampling, min_dim=method.min_dim, seed=self.seed
         )
         self.adjusted = method.adjustment == "off"
         self._skip = False  # the next update
-        self._away: Any = None
         self.about |= {"threshold": selection.threshold}
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        return self.selected.values
-
-    def changes(self) -> dict[str, Change]:
-        return dict(self.selected.edit_changes())
-
-    def decays(self, name: str) -> bool:
-        return True  # as the paper does; it acts on the value, not on the change
 
     def optimizer(
         self, lr: float | None = None, *, weight_decay: float = 1e-2,
@@ -248,27 +236,14 @@ class SaRAHandle(Handle):
             chosen.fresh, chosen.skipped,
         )
 
-    # ---- on, off, resume ----------------------------------------------------------------------
-
-    def _switch(self, on: bool) -> None:
-        if on:
-            self._away.__exit__(None, None, None)
-            self._away = None
-        else:
-            self._away = self.selected.off()
-            self._away.__enter__()
-
-    def _release(self) -> None:
-        if self._away is not None:
-            self._switch(True)
-        self.selected.detach(restore=True)
+    # ---- resume ---------------------------------------------------------------------------------
 
     def extra_state(self) -> dict[str, Any]:
         return {
-            "selected": self.selected.state_dict(), "adjusted": self.adjusted, "skip": self._skip,
+            **super().extra_state(), "adjusted": self.adjusted, "skip": self._skip,
             "threshold": self.selection.threshold,
         }
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        self.selected.load_state_dict(state["selected"])
+        super().load_extra_state(state)
         self.adjusted, self._skip = state["adjusted"], state["skip"]

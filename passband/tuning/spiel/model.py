@@ -21,16 +21,16 @@ of `passband.parts.slots`; no module is replaced.
 ...     handle.objective((model(x) - x).square().mean()).backward()
 ...     optimizer.step()
 ...     optimizer.zero_grad()
->>> [(round_.step, round_.share) for round_ in handle.rounds]
+>>> [(done.step, round(done.share, 3)) for done in handle.rounds]
 [(5, 1.0), (25, 0.075)]
->>> handle.edit().save("adapter.safetensors")
+>>> path = handle.edit().save("adapter.safetensors")
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -42,8 +42,10 @@ from torch.optim import Optimizer
 from passband.errors import ConfigError, DataError, PassbandWarning
 from passband.parts.edits import Edit
 from passband.parts.nf4 import NF4Selected, fingerprint_of_packed, merge_packed, packed_layers
+from passband.parts.sampled_linear import SampledLinear, can_sample
+from passband.parts.sampled_product import is_faster
 from passband.parts.slots import SM3, SlotAdamW
-from passband.parts.targets import find_targets, is_transposed
+from passband.parts.targets import find_targets, is_transposed, sharing
 from passband.tuning.entries import EntryHandle
 from passband.tuning.handle import Calibration
 from passband.tuning.replicas import average, replicas
@@ -77,6 +79,9 @@ class SpIEL:
     drop_criterion  "magnitude" of a delta, or its "change" since the last reselection
     reference_timing  as the released code counts: gamma + 1 steps after the first round
     row_cover_only  MA keeps accumulators of rows alone
+    momentum      of SM3
+    sampled       gradients of few deltas of a large weight are computed without the dense one,
+                  outside of selection phases, where that is faster
     targets       endings of module names
     """
 
@@ -94,6 +99,7 @@ class SpIEL:
     reference_timing: bool = False
     row_cover_only: bool = False
     momentum: float = 0.0
+    sampled: bool = True
     targets: tuple[str, ...] = ("all-linear",)
 
     def attach(
@@ -220,6 +226,8 @@ class SpIELHandle(EntryHandle):
         self.before: dict[str, Tensor] = {}  # values at the last reselection, for "change"
         self.rounds: list[Round] = []
         self._seen: set[str] = set()  # layers whose candidates saw the step under way
+        self._layers = packed_layers(model)
+        self._patches = {} if packed or not method.sampled else self._patched()
         if method.drop_criterion == "change":
             self._remember()
 
@@ -285,10 +293,30 @@ class SpIELHandle(EntryHandle):
 
     def _sampled(self, name: str) -> bool:
         """Whether the gradient at the deltas is enough now and cheaper than the dense one."""
-        from passband.parts.sampled_product import is_faster
+        few = is_faster(self._layers[name].shape, len(self.selected.indices[name]))
+        return self.method.sampled and few and not self.collecting
 
-        layer = packed_layers(self.model)[name]
-        return not self.collecting and is_faster(layer.shape, len(self.selected.indices[name]))
+    def _patched(self) -> dict[str, SampledLinear]:
+        """Large layers with few deltas: a dense gradient only where it is needed."""
+        patches = {}
+        of = {id(p): n for n, p in self.model.named_parameters()}
+        for layer in self.model.modules():
+            name = of.get(id(getattr(layer, "weight", None)), "")
+            at = self.selected.indices.get(name)
+            if at is None or not can_sample(layer) or len(sharing(self.model, layer)) > 1:
+                continue
+            if is_faster(tuple(layer.weight.shape), len(at)):
+                patches[name] = SampledLinear(
+                    layer, self.selected.values[name], partial(self._positions, name),
+                    partial(self._looker, name),
+                )
+        return patches
+
+    def _positions(self, name: str) -> Tensor:
+        return self.selected.indices[name]
+
+    def _looker(self, name: str) -> Callable[[Tensor], None] | None:
+        return partial(self._look, name) if self.collecting else None
 
     def _look(self, name: str, gradient: Tensor) -> None:
         """In each backward pass, before a layer's dense gradient is dropped."""
@@ -422,6 +450,11 @@ class SpIELHandle(EntryHandle):
             if any(p is values for group in o.param_groups for p in group["params"])
         ]
 
+    def _release(self) -> None:
+        for patch in self._patches.values():
+            patch.detach()
+        super()._release()
+
     # ---- what came out ---------------------------------------------------------------------------
 
     def detach(self, *, merge: bool = False) -> Edit:
@@ -442,6 +475,8 @@ class SpIELHandle(EntryHandle):
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         super().load_extra_state(state)
+        for patch in self._patches.values():
+            patch.layer.weight.requires_grad_(False)
         self.candidates = {
             name: Candidates.of(found, self.selected.values[name].device)
             for name, found in state["candidates"].items()
