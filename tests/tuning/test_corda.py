@@ -19,7 +19,9 @@ from passband.tuning.corda.model import CorDA
 from passband.tuning.corda.orientation import damped, directions, oriented_factors, smallest
 from passband.tuning.models import byte_lm
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*inputs of layers were seen:passband.errors.PassbandWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*inputs of layers were seen:passband.errors.PassbandWarning"
+)
 MODES = ("knowledge", "instruction")
 
 

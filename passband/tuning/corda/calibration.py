@@ -31,6 +31,7 @@ from passband.parts.targets import blocks, sharing
 from passband.tuning.corda.covariance import Covariance
 
 Batch = Mapping[str, Any]
+MOST = 2048  # entries of the largest tensor of a joined batch, such as tokens
 
 
 def stream(
@@ -42,7 +43,7 @@ def stream(
     A layer that no batch reaches comes with nothing in its covariance. Raises `DataError` for
     batches that are no keyword arguments, and for NaN and infinity in activations.
     """
-    batches = [_placed(model, batch) for batch in batches]
+    batches = joined([_placed(model, batch) for batch in batches])
     if not batches:
         raise DataError(
             "no calibration batches", expected="at least one",
@@ -135,6 +136,42 @@ def first_samples(batches: Iterable[Batch], samples: int | None) -> list[Batch]:
         kept.append(batch)
         left = None if left is None else left - size
     return kept
+
+
+def joined(batches: Sequence[Batch]) -> list[Batch]:
+    """Neighbours of one shape as one batch: samples don't see each other, small calls cost more.
+
+    >>> one = {"x": torch.zeros(1, 4), "flag": True}
+    >>> [len(b["x"]) for b in joined([one, one, {"x": torch.zeros(1, 5), "flag": True}])]
+    [2, 1]
+    """
+    groups: list[list[Batch]] = []
+    for batch in batches:
+        if groups and _joins(groups[-1], batch):
+            groups[-1].append(batch)
+        else:
+            groups.append([batch])
+    return [_cat(group) if len(group) > 1 else group[0] for group in groups]
+
+
+def _joins(group: Sequence[Batch], batch: Batch) -> bool:
+    first = group[0]
+    if first.keys() != batch.keys():
+        return False
+    elements = max((v.numel() for v in batch.values() if isinstance(v, Tensor)), default=MOST)
+    alike = all(
+        _per_sample(a, first) and _per_sample(b, batch) and a.shape[1:] == b.shape[1:]
+        if isinstance(a, Tensor) and isinstance(b, Tensor) else _same(a, b)
+        for a, b in ((first[name], batch[name]) for name in first)
+    )
+    return alike and elements * (len(group) + 1) <= MOST
+
+
+def _cat(group: Sequence[Batch]) -> Batch:
+    return {
+        name: torch.cat([b[name] for b in group]) if isinstance(value, Tensor) else value
+        for name, value in group[0].items()
+    }
 
 
 def _size(batch: Batch) -> int:

@@ -98,10 +98,15 @@ def fits_better(bench: Bench) -> Evidence:
 
 
 def beats_dense(bench: Bench) -> Evidence:
-    """C3: composed accuracy minus that of full task and language differences.
+    """C3: composed accuracy at 5 % minus that of full task and language differences."""
+    return _gap(bench, "zero_shot", "LT-SFT", ["dense"], margin=3.0)
 
-    At 20 %, the density of highest accuracy on the calibration seed: a model of 0.4 M parameters
-    has less to spare than mBERT. The sheet's 3 points are the margin.
+
+def beats_dense_at_its_best(bench: Bench) -> Evidence:
+    """C3-20: the same at 20 %.
+
+    This density was chosen after the calibration seed had shown 5 % below dense: a model of 0.4 M
+    parameters has less to spare than mBERT.
     """
     return _gap(bench, "zero_shot", "LT-SFT 20 %", ["dense"], margin=3.0)
 
@@ -190,6 +195,7 @@ CLAIMS = {
     "C2": beats_random,
     "C2-fit": fits_better,
     "C3": beats_dense,
+    "C3-20": beats_dense_at_its_best,
     "C3-density": interior_optimum,
     "C4": several_sources,
     "T1": full_tables,

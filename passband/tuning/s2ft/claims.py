@@ -1,8 +1,9 @@
-"""What the paper of S2FT claims, on a byte-level Llama that knows docstrings and learns sums.
+"""What the paper of S2FT claims, on a byte-level Llama that knows docstrings and learns code.
 
-S2FT trains 12,800 scalars, LoRA 9,760 or 19,520 (rank 1 or 2 on all layers), full fine-tuning
-857,216. Learning rates: the best mean exact match of LR_GRID on calibration seeds, three trials for
-each method.
+S2FT trains 12,800 scalars, LoRA 19,520 (rank 2 on all layers), full fine-tuning 857,216. Learning
+rates: lowest bits/byte on code of calibration seed 1000, from 1e-3, 3e-3, 1e-2 for S2FT and from
+two trials each for LoRA (3e-3, 1e-2) and full fine-tuning (1e-3, 3e-3). On lm-arithmetic all three
+stay below 2 % of exact match in 150 steps, which tells nothing apart.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from passband.tuning.s2ft.fusion import left_in_the_sum
 
 STEPS = "150 steps"
 METHODS: dict[str, dict[str, Any]] = {
-    "S2FT": {"system": "s2ft", "lr": 2e-3},
-    "LoRA": {"system": "lora", "lr": 3e-3, "rank": 2},
-    "full": {"system": "full-tuning", "lr": 1e-3},
+    "S2FT": {"system": "s2ft", "lr": 1e-2},
+    "LoRA": {"system": "lora", "lr": 1e-2, "rank": 2},
+    "full": {"system": "full-tuning", "lr": 3e-3},
 }
 
 
@@ -132,15 +133,14 @@ def _curve(model: Any, layout: Any, seed: int, steps: int = 10) -> list[float]:
 
 
 def learns_as_well(bench: Bench) -> Evidence:
-    """C1: exact match in points above LoRA's."""
+    """C1: bits/byte on held-out code over LoRA's."""
     rows = _rows(bench)
-    gaps = [
-        a["exact_match"] - b["exact_match"]
+    ratios = [
+        a["bits_per_byte"] / b["bits_per_byte"]
         for a, b in zip(rows["S2FT"], rows["LoRA"], strict=True)
     ]
     return judge(
-        gaps, margin=-3.0, better="higher", unit="points of exact match above LoRA",
-        details=_table(rows),
+        ratios, margin=1.03, better="lower", unit="x the bits/byte of LoRA", details=_table(rows),
     )
 
 
@@ -168,7 +168,7 @@ def _forgetting(bench: Bench, rival: str, margin: float) -> Evidence:
 
 def _rows(bench: Bench) -> dict[str, list[Mapping[str, float]]]:
     seeds = bench.seeds(1 if bench.smoke else 5)
-    common = {"task": "lm-arithmetic", "budget": STEPS}
+    common = {"task": "lm-code", "budget": STEPS}
     if bench.smoke:
         common |= {"size": "smoke", "preset": "smoke", "budget": "20 steps"}
     cells = [
@@ -180,7 +180,7 @@ def _rows(bench: Bench) -> dict[str, list[Mapping[str, float]]]:
 
 
 def _table(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
-    names = ("exact_match", "forgetting", "out_of_domain", "trainable", "step_bytes")
+    names = ("bits_per_byte", "forgetting", "out_of_domain", "trainable", "step_bytes")
     return {
         "columns": ["method", *names],
         "rows": [

@@ -76,7 +76,7 @@ def budgets(structures: Sequence[Structure], ratios: Mapping[str, float]) -> dic
 def _smallest(total: int) -> float:
     """1 / total with four digits, rounded up."""
     digits = 4 - math.floor(math.log10(1 / total))
-    return math.ceil(10**digits / total) / 10**digits
+    return float(math.ceil(10**digits / total) / 10**digits)
 
 
 def draw(
