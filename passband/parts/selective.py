@@ -82,7 +82,7 @@ class Selected:
             for name, at in indices.items()
         }
         self._attached = True
-        self.paused = False  # True: gradients are somebody else's, and stay where they are
+        self._paused = False
         self._away = 0  # depth of `off`
         self._trainable = {name: weight.requires_grad for name, weight in weights.items()}
         for name, weight in weights.items():
@@ -117,7 +117,7 @@ class Selected:
             entry.weight.grad = None  # an older gradient would be added to the first one
 
             def gather(weight: Tensor, name: str = name, entry: SelectedTensor = entry) -> None:
-                if self.paused:
+                if self._paused:
                     return
                 gradient, weight.grad = weight.grad, None
                 if gradient is None:
@@ -154,6 +154,20 @@ class Selected:
         for entry in entries:
             if entry.pending:
                 entry.write()
+
+    @property
+    def paused(self) -> bool:
+        """True: gradients are left where they are, and others may select entries meanwhile."""
+        return self._paused
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        for entry in self._entries.values():
+            if paused and hasattr(entry.weight, _MARK):
+                delattr(entry.weight, _MARK)
+            elif not paused:
+                setattr(entry.weight, _MARK, True)
+        self._paused = paused
 
     @property
     def values(self) -> dict[str, nn.Parameter]:

@@ -186,3 +186,22 @@ def test_nan_weights_are_named() -> None:
         model[2].weight[0, 0] = float("nan")
     with pytest.raises(DataError, match=r"2\.weight"):
         FullFineTuning().attach(model)
+
+
+def test_methods_of_entries_take_turns() -> None:
+    from passband.tuning.entries import EntryHandle
+
+    model = net()
+    first = EntryHandle(model, {"0.weight": torch.arange(6)})
+    train(model, first)
+    adapted = model(X).detach()
+    first.disable()
+    second = EntryHandle(model, {"0.weight": torch.arange(3, 12)}, name="second")
+    train(model, second)
+    assert not torch.equal(model(X), net()(X))
+    second.detach()
+    assert torch.equal(model(X), net()(X))
+    first.enable()
+    assert torch.equal(model(X), adapted)
+    train(model, first)
+    assert not torch.equal(model(X), adapted)

@@ -1,12 +1,13 @@
 """What the paper of CorDA claims, on a byte-level Llama whose knowledge is docstrings.
 
 Nothing is trained for C1: components of all linear layers are left out and bits per byte counted.
-For C2, C3 and C5 the model learns two-digit sums in 150 steps, each method at its own rate.
+For C2, C3 and C5 the model learns two-digit sums in 150 steps, all methods at one rate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -18,7 +19,9 @@ from passband.bench.claims import Bench, Evidence, judge, not_shown
 
 DROPS = (8, 16, 32, 64)  # of 128 components; 8 is shown, not judged
 STEPS = 150
-# Learning rates of highest exact match on calibration seed 1000, from 1e-3, 3e-3 and 1e-2.
+LEARNED = 20.0  # % exact match of LoRA from which a difference of 2 points says something
+# One rate for all, not yet picked: at 150 steps no method adds (exact match below 2 % at 3e-3 on
+# calibration seed 1000), so that exact match can't rank rates.
 METHODS: dict[str, dict[str, Any]] = {
     "LoRA": {"system": "lora", "lr": 3e-3},
     "PiSSA": {"system": "pissa", "lr": 3e-3},
@@ -60,7 +63,10 @@ def context_that_fits(bench: Bench) -> Evidence:
 
 
 def few_samples(bench: Bench) -> Evidence:
-    """C1-samples: share of the advantage over plain that an eighth of the samples gives."""
+    """C1-samples: share of the advantage over plain that an eighth of the samples gives.
+
+    The margin is below what calibration seeds 1000 and 1001 gave (0.89 and 0.94).
+    """
     runs = [_excess(bench.smoke, seed) for seed in bench.seeds(1 if bench.smoke else 3)]
     shares = [
         (_sum(r, "plain", "docs") - _sum(r, "few", "docs"))
@@ -224,16 +230,23 @@ def _against_best(bench: Bench, others: Sequence[str], named: str) -> Evidence:
 
 
 def learns_as_well(bench: Bench) -> Evidence:
-    """C2-target: exact match of KPA minus that of LoRA."""
+    """C2-target: exact match of KPA minus that of LoRA, where LoRA has learned to add at all."""
     rows = _trained(bench)
+    reference = float(np.mean(_column(rows["LoRA"], "exact_match")))
     gaps = [
         ours - theirs for ours, theirs in zip(
             _column(rows["KPA"], "exact_match"), _column(rows["LoRA"], "exact_match"), strict=True
         )
     ]
-    return judge(
+    found = judge(
         gaps, margin=-2.0, better="higher", unit="points of exact match above LoRA",
         details=_table(rows),
+    )
+    if reference >= LEARNED:
+        return found
+    return replace(
+        found, verdict="inconclusive",
+        obtained=f"{found.obtained}; LoRA itself is right in {reference:.1f} % only",
     )
 
 

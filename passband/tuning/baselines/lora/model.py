@@ -49,13 +49,13 @@ class PeftAdapter:
     rank_stabilised: bool = False
     targets: tuple[str, ...] = ("all-linear",)
 
-    def config(self, model: nn.Module, seed: int = 0) -> Any:
+    def config(self, model: nn.Module, seed: int = 0, head: Sequence[str] = ()) -> Any:
         """The configuration object of peft for this model."""
         try:
             import peft
         except ImportError:
             raise MissingExtraError("peft", "tuning") from None
-        names = list(find_targets(model, self.targets))
+        names = list(find_targets(model, self.targets, head=tuple(head)))
         return _CONFIGS[self.kind](peft, self, names, seed)
 
     def attach(
@@ -63,7 +63,7 @@ class PeftAdapter:
         head: Sequence[str] = (), steps: int | None = None, seed: int = 0, name: str = "default",
     ) -> PeftHandle:
         return PeftHandle(
-            model, self.config(model, seed), method=self, head=head, steps=steps, seed=seed,
+            model, self.config(model, seed, head), method=self, head=head, steps=steps, seed=seed,
             name=name,
         )
 
