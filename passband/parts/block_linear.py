@@ -136,7 +136,10 @@ class BlockLinear:
             )
         if not self._is_delta:
             values = values - self.original.to(values.dtype)
-        return Block(self.dim, self.index, values.float(), tuple(self.weight.shape))
+        return Block(
+            self.dim, self.index, values.float(), tuple(self.weight.shape),
+            transposed=self.transposed,
+        )
 
     def detach(self, restore: bool = True) -> None:
         """Give the layer its own forward pass and its `requires_grad` back.

@@ -111,12 +111,15 @@ class Handle(ABC):
 
     def _pause(self, paused: bool) -> None:
         """Leave gradients alone while another method may be attached."""
+        return None
 
     def _release(self) -> None:
         """Take hooks and patches off; the model is the pretrained one already."""
+        return None
 
     def _after_step(self) -> None:
         """What the method does after each optimiser step."""
+        return None
 
     def penalty(self) -> Tensor | None:
         """A loss of the weights alone, scaled as it enters the objective."""

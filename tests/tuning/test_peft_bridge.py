@@ -34,7 +34,9 @@ def edits() -> dict[str, Edit]:
         for i in range(2) for n in ("q_proj", "v_proj")
     }
     block = {
-        "model.layers.0.mlp.down_proj.weight": Block(1, torch.tensor([3, 40]), draw(32, 2), (32, 64)),
+        "model.layers.0.mlp.down_proj.weight": Block(
+            1, torch.tensor([3, 40]), draw(32, 2), (32, 64)
+        ),
         "model.layers.1.mlp.up_proj.weight": Block(0, torch.tensor([5]), draw(1, 32), (64, 32)),
     }
     base = fingerprint(model)

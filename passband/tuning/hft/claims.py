@@ -107,7 +107,9 @@ def _sequences(bench: Bench) -> dict[str, list[Mapping[str, float]]]:
         kinds = {name: kinds[name] for name in ("full", "category", "layer", "model")}
     # Rehearsal and projection are shown beside, on fewer seeds.
     shown = {name: seeds[:2] if " " in name else seeds for name in kinds}
-    cells = [{**kind, "seed": seed, **common} for name, kind in kinds.items() for seed in shown[name]]
+    cells = [
+        {**kind, "seed": seed, **common} for name, kind in kinds.items() for seed in shown[name]
+    ]
     rows = iter(bench.run_many(cells))
     return {name: [next(rows)["metrics"] for _ in shown[name]] for name in kinds}
 
