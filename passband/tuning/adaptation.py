@@ -1,7 +1,10 @@
 """What a fine-tuning method is given: a pretrained model and a job for it.
 
->>> job = Adaptation("own", lambda: load(), examples, output=causal_lm, targets=("q_proj",))
->>> output = job.output(job.model(), batch)
+>>> ids = torch.randint(256, (4, 16))
+>>> job = Adaptation("own", lambda: byte_lm(32, 64, 2, 4), ids, output=causal_lm)
+>>> output = job.output(job.model(), (ids, ids))       # each byte is asked for but the first
+>>> output.logits.shape
+torch.Size([60, 256])
 >>> output.loss.backward()
 """
 

@@ -5,7 +5,10 @@
             raises the loss on them, to first order (Lopez-Paz and Ranzato, NeurIPS 2017, arXiv
             1706.08840; with the average constraint of Chaudhry et al., ICLR 2019, arXiv 1812.00420)
 
+>>> first, second, new = range(0, 50), range(50, 80), range(80, 100)
 >>> examples = rehearse(new, old=[first, second], share=0.1, seed=0)
+>>> len(examples)                                # 20 new ones, 5 and 3 old ones
+28
 """
 
 from __future__ import annotations

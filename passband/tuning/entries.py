@@ -5,8 +5,12 @@
 The values are what an optimiser gets, the edit is sparse, and "off" is exact to the bit (see
 `passband.parts.selective`).
 
->>> handle = EntryHandle(model, {"layers.0.weight": torch.arange(10)}, parametrisation="delta")
->>> handle.edit()                               # ten numbers and their places
+>>> model = nn.Linear(8, 4)
+>>> handle = EntryHandle(model, {"weight": torch.arange(10)}, parametrisation="delta")
+>>> handle.trained()["weight"].shape
+torch.Size([10])
+>>> handle.edit().changes["weight"].indices     # ten numbers and their places
+tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
 """
 
 from __future__ import annotations

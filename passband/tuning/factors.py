@@ -5,8 +5,13 @@
 Base weights stay as they are, to the bit: "off" is a flag, a teacher needs no second model, and the
 edit is a LoRA of the original weights (see `passband.parts.low_rank`).
 
->>> start = {name: LowRankFactors(A, B, from_start=True) for name, (A, B) in pairs.items()}
->>> handle = FactorHandle(model, start)
+>>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+>>> def leading(name, weight):
+...     U, s, Vh = leading_triples(weight, rank=2)
+...     return LowRankFactors(Vh, U * s, from_start=True)
+>>> handle = FactorHandle(model, start_factors(model, ("all-linear",), 2, leading))
+>>> list(handle.trained())
+['0.A', '0.B', '2.A', '2.B']
 """
 
 from __future__ import annotations

@@ -5,13 +5,15 @@
     edit     what came out, as weight edits that save, scale, add, merge and revert
     off      the pretrained model, to the bit, while the method stays attached
 
->>> handle = SORSA(rank=8).attach(model)
+>>> from passband.tuning.sorsa.model import SORSA
+>>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+>>> handle = SORSA(rank=4).attach(model)
 >>> optimizer = handle.optimizer(lr=1e-3)
->>> for batch in batches:
-...     handle.objective(loss(model, batch)).backward()
+>>> for batch in torch.randn(5, 32, 8):
+...     handle.objective((model(batch) - batch).square().mean()).backward()
 ...     optimizer.step()
 ...     optimizer.zero_grad()
->>> handle.edit().save("adapter.safetensors")
+>>> path = handle.edit().save("adapter.safetensors")
 
 An optimiser that comes from somewhere else is told to the handle by `handle.bind(optimizer)`: what
 a method does after each step (moving sparse positions, schedules) then happens by itself.

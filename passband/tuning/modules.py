@@ -27,7 +27,10 @@ else:
 def shared(edit: Edit) -> Edit:
     """Without new values (heads): what fits every model with the same base.
 
-    >>> shared(language_edit).apply(classifier)
+    >>> from passband.parts.edits import Dense, Replace
+    >>> body, head = Dense(torch.ones(2, 2)), Replace(torch.ones(9, 2))
+    >>> list(shared(Edit({"body.weight": body, "head.weight": head})).changes)
+    ['body.weight']
     """
     heads = {name for name, change in edit.changes.items() if change.kind == "replace"}
     return edit.only(lambda name: name not in heads)

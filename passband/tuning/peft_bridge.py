@@ -6,8 +6,13 @@
 Ranks differ between layers, so each has its own in `rank_pattern`; the scale is in the factors
 (alpha = rank). A fresh head goes to peft's `modules_to_save`.
 
->>> write_peft(handle.edit(), Path("adapter"))
->>> PeftModel.from_pretrained(model, "adapter")      # peft's own loader
+>>> from peft import PeftModel
+>>> from passband.tuning.sorsa.model import SORSA
+>>> model = byte_lm(32, 64, 2, 4)
+>>> edit = SORSA(rank=4).attach(model).detach()
+>>> [path.name for path in write_peft(edit, Path("adapter"))]
+['adapter_config.json', 'adapter_model.safetensors']
+>>> adapted = PeftModel.from_pretrained(model, "adapter")      # peft's own loader
 """
 
 from __future__ import annotations

@@ -1,9 +1,15 @@
 """Methods of this family in the Trainer of transformers.
 
->>> handle = SORSA(rank=8).attach(model)
+>>> from transformers import Trainer, TrainingArguments
+>>> from passband.tuning.sorsa.model import SORSA
+>>> model, ids = byte_lm(32, 64, 2, 4), list(b"what the model learns")
+>>> data = [{"input_ids": ids, "labels": ids}] * 8
+>>> handle = SORSA(rank=4).attach(model)
+>>> arguments = TrainingArguments("run", max_steps=2, use_cpu=True, report_to=[])
 >>> trainer = Trainer(model, arguments, train_dataset=data, **for_trainer(handle, lr=1e-3))
->>> trainer.train()
->>> handle.edit().save("adapter.safetensors")
+>>> done = trainer.train()
+{'train_runtime': ...}
+>>> path = handle.edit().save("adapter.safetensors")
 
 The optimiser drives the method by itself (see `passband.tuning.handle`); the callback tells it the
 length of the run and writes the edit and the method's state into every checkpoint.

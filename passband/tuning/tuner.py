@@ -1,8 +1,10 @@
 """The system around every fine-tuning method: attach, train in the common loop, keep the edit.
 
->>> system = create("sorsa", rank=4)
->>> system.fit(task("lm-arithmetic").data(seed=0).for_fit())
->>> system.adapt(model)                         # the pretrained model with the edit applied
+>>> from passband.tuning.jobs.text import arithmetic
+>>> data = arithmetic(seed=0, size="smoke")
+>>> system = create("sorsa", preset="smoke", rank=2)
+>>> report = system.fit(data.for_fit(), Budget(steps=2))
+>>> model = system.adapt(data.test.model())     # the pretrained model with the edit applied
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Training whole tensors in place: full fine-tuning, half of it, biases alone.
 
->>> handle = WholeTensors(model, ["layers.0.weight", "layers.0.bias"])
->>> handle.edit()                               # a dense difference for each of them
+>>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+>>> handle = WholeTensors(model, ["0.weight", "0.bias"])
+>>> {name: change.kind for name, change in handle.edit().changes.items()}
+{'0.weight': 'dense', '0.bias': 'dense'}
 """
 
 from __future__ import annotations

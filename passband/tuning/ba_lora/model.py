@@ -12,11 +12,15 @@ The teacher is the model with the adapter off: base weights are never changed he
 and costs no memory. (Where the residual replaces the weight, switching the adapter off gives the
 residual, not the pretrained model.)
 
+>>> from passband.tuning.ba_lora.regularisers import supervised_rows
+>>> model, ids = byte_lm(32, 64, 2, 4), torch.randint(256, (4, 16))
 >>> handle = BALoRA(rank=8, kind="generation").attach(model, steps=1000)
 >>> optimizer = handle.optimizer(lr=2e-5)
->>> logits, labels = supervised_rows(model(input_ids=ids).logits, wanted)
->>> again = lambda: supervised_rows(model(input_ids=ids).logits, wanted)[0]
->>> handle.objective(cross_entropy(logits, labels), logits, labels, again).backward()
+>>> def answers():
+...     return supervised_rows(model(input_ids=ids).logits, ids)
+>>> logits, labels = answers()
+>>> loss = nn.functional.cross_entropy(logits, labels)
+>>> handle.objective(loss, logits, labels, again=lambda: answers()[0]).backward()
 """
 
 from __future__ import annotations

@@ -6,11 +6,13 @@
 Merging classes can only lower a divergence, so this one is a lower bound of that over all classes,
 and equal to it at K = C.
 
->>> logits = torch.randn(100, 50)
->>> kept = StoredTeacher.of(logits, top=8, temperature=2.0)
->>> kept.save("teacher.safetensors")
->>> again = lambda: StoredTeacher.load("teacher.safetensors")[rows]     # rows of this batch
->>> handle.objective(loss, logits[rows], labels[rows], again)
+>>> logits = torch.randn(100, 50)                 # of the pretrained model, once
+>>> path = StoredTeacher.of(logits, top=8, temperature=2.0).save("teacher.safetensors")
+>>> teacher, rows = StoredTeacher.load(path), torch.tensor([3, 14, 15])
+>>> bool(teacher[rows].divergence(logits[rows]) < 1e-4)         # of the same model: none
+True
+
+In a loop: `handle.objective(loss, logits, labels, again=lambda: teacher[rows])`.
 """
 
 from __future__ import annotations

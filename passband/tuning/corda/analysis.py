@@ -7,11 +7,12 @@
 In all three, component i of W is u_i u_i^T W: undoing what stands on the right of W leaves the left
 vectors as they are.
 
+>>> model, batches = byte_lm(32, 64, 2, 4), [{"input_ids": torch.randint(256, (8, 32))}]
 >>> layers = find_targets(model, "all-linear")
->>> found = collect(model, layers, calibration)
->>> parts = {kind: decomposed(layers, found, kind) for kind in KINDS}
->>> with composed(model, [without(model, parts["co-svd"], drop=64)]):
-...     perplexity(model, batches)
+>>> parts = decomposed(layers, collect(model, layers, batches), "co-svd")
+>>> with composed(model, [without(model, parts, drop=16)]):
+...     perplexity(model, batches) > 1
+True
 """
 
 from __future__ import annotations
@@ -139,7 +140,10 @@ def compare(
 ) -> dict[str, dict[int, float]]:
     """Perplexity on `batches` by kind and number of components dropped; the model stays as it is.
 
-    >>> compare(model, calibration, held_out, drops=[16, 32])["co-svd"][32]
+    >>> model, batches = byte_lm(32, 64, 2, 4), [{"input_ids": torch.randint(256, (8, 32))}]
+    >>> table = compare(model, batches, batches, drops=[8, 16])
+    >>> list(table), list(table["co-svd"])
+    (['plain', 'asvd', 'co-svd'], [8, 16])
     """
     layers = find_targets(model, targets)
     found = collect(model, layers, calibration) if set(kinds) != {"plain"} else None

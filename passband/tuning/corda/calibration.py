@@ -5,8 +5,12 @@ done one after the other, with the hidden states of one as the inputs of the nex
 matrices of one block are alive at a time. That needs blocks that only hand their output on: a first
 batch through the whole model tells, and models of another make are run whole.
 
->>> for name, covariance in stream(model, layers, batches):
+>>> from passband.parts.targets import find_targets
+>>> model, batches = byte_lm(32, 64, 2, 4), [{"input_ids": torch.randint(256, (8, 32))}]
+>>> for name, covariance in stream(model, find_targets(model, "down_proj"), batches):
 ...     name, covariance.matrix().shape
+('model.layers.0.mlp.down_proj', torch.Size([64, 64]))
+('model.layers.1.mlp.down_proj', torch.Size([64, 64]))
 
 Batches are the keyword arguments of one call of the model, with any batch size and padding; an
 `attention_mask` keeps padding out of the sums.

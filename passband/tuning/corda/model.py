@@ -12,9 +12,10 @@ This A is the paper's diag(sigma_I)^(1/2) V_I^T C_d^(-1), without the inverse (s
 The pretrained weight is never replaced by its residual W - c B A: what the factors begin with is
 subtracted in the forward pass, so that the model with the adapter off is the pretrained one.
 
+>>> model, batches = byte_lm(32, 64, 2, 4), [{"input_ids": torch.randint(256, (8, 32))}]
 >>> handle = CorDA(rank=8, mode="knowledge").attach(model, calibration={"knowledge": batches})
 >>> optimizer = handle.optimizer(lr=1e-3)
->>> handle.edit().save("adapter.safetensors")    # A, B and A0, B0: needs no calibration to load
+>>> path = handle.edit().save("adapter.safetensors")    # A, B and A0, B0: no calibration to load
 """
 
 from __future__ import annotations

@@ -11,9 +11,10 @@
     soft form   min_theta L + lambda |(I - M)(theta - theta_0)|^2: all trained, half pulled
                 back; HFT is its limit lambda -> infinity
 
->>> handle = HFT(ratio=0.5).attach(model)
+>>> handle = HFT(ratio=0.5).attach(byte_lm(32, 64, 2, 4))
 >>> optimizer = handle.optimizer(lr=2e-5)       # state for the trained half only
->>> handle.report                               # what was drawn, ratios with and without embeddings
+>>> handle.report.of_blocks, handle.report.counts["attention"]
+(0.5, '4 of 8 units, 50.0 % of elements')
 """
 
 from __future__ import annotations
@@ -172,7 +173,10 @@ def half_reset(
     ratio      share that goes back
     Returns the names that went back. Raises `DataError` for names or shapes that differ.
 
-    >>> half_reset(chat_model, "base/model.safetensors", seed=0)
+    >>> base, chat = byte_lm(32, 64, 2, 4, seed=0), byte_lm(32, 64, 2, 4, seed=1)
+    >>> back = half_reset(chat, base.state_dict(), seed=0)
+    >>> all(torch.equal(chat.get_parameter(n), base.get_parameter(n)) for n in back)
+    True
     """
     drawn = draw(find_units(model), strategy=strategy, ratio=ratio, seed=seed)
     names = [p for u in drawn for p in u.parameters]

@@ -10,7 +10,7 @@ random.
     layer     round(L rho) blocks completely
     model     round(units rho) units of the whole network, ignoring blocks and categories
 
->>> units = find_units(model)
+>>> units = find_units(byte_lm(32, 64, 2, 4))
 >>> drawn = draw(units, strategy="category", ratio=0.5, seed=0)
 >>> ratio_of(drawn, units)
 0.5

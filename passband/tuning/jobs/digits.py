@@ -1,7 +1,8 @@
 """Vision jobs: a small transformer that knows upright digits, or half-wrong ones, learns others.
 
 >>> data = shift(seed=0, size="smoke")
->>> data.test.start()["retention"]              # accuracy on upright digits, %
+>>> data.test.start()["retention"] > 20         # accuracy on upright digits, %; guessing: 10
+True
 """
 
 from __future__ import annotations

@@ -1,7 +1,13 @@
 """The user's own text or labels, on the user's own model or on the small ones that come along.
 
->>> data = text(Path("chats.jsonl"), model=Path("my-llama"))
->>> data = labels(Path("reviews.jsonl"))        # on MiniLM
+>>> rows = ['{"prompt": "%d + 1 = ", "response": "%d"}' % (i, i + 1) for i in range(20)]
+>>> _ = Path("sums.jsonl").write_text("\n".join(rows))
+>>> data = text(Path("sums.jsonl"))             # on the byte-level Llama
+>>> len(data.train.examples)                    # a tenth is held out
+18
+
+A model of one's own is a folder, `text(path, model=Path("my-llama"))`; `labels` is the same for
+rows with a text and a label, on MiniLM.
 """
 
 from __future__ import annotations

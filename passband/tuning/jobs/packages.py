@@ -1,8 +1,12 @@
 """A sentence encoder learns which package a docstring comes from.
 
->>> data = packages(seed=0, size="smoke")
->>> data.train.head
-('classifier',)
+>>> sentences = (Labelled("Sum of the elements.", "numpy"), Labelled("Solve for x.", "sympy"))
+>>> some = LabelledText("some", ("numpy", "sympy"), train=sentences, valid=(), test=())
+>>> inputs, labels = encoded(some, "train").collate(encoded(some, "train").examples)
+>>> labels
+tensor([0, 1])
+
+The job is `packages(seed=0)`; the first time, sources of eight packages are parsed.
 """
 
 from __future__ import annotations

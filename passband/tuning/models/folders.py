@@ -1,7 +1,8 @@
 """Models in folders of the user's own, as transformers' `save_pretrained` writes them.
 
->>> model = load_model("path/to/folder", "causal-lm")
->>> tokenizer = load_tokenizer("path/to/folder")
+>>> byte_lm(32, 64, 2, 4).save_pretrained("my-llama")
+>>> model = load_model("my-llama", "causal-lm")
+>>> tokenizer = load_tokenizer("my-llama")       # bytes here: 256 tokens, and no tokenizer's files
 
 Weights are read from safetensors only: a pickle can run code. Nothing is downloaded, and no code
 out of a folder is run.

@@ -15,10 +15,11 @@ cost. Between the two: train few hidden units of every layer, densely.
     layout "permute"  the paper's: the units of I are brought together in W1 and W2, which leaves
                       the function as it is, so that the block is one slice; put back at the end
 
->>> handle = S2FT(o=0.0625, d=0.05).attach(model)
+>>> handle = S2FT(o=0.25, d=0.05).attach(byte_lm(32, 64, 2, 4))
 >>> optimizer = handle.optimizer(lr=2e-3)
->>> handle.units                                # structure -> role -> units
->>> handle.edit().lora()                        # for any runtime of LoRA
+>>> sum(len(of.get("d", ())) for of in handle.units.values())   # 5 % of the model's 128
+6
+>>> factors = handle.edit().lora()              # for any runtime of LoRA
 """
 
 from __future__ import annotations

@@ -77,7 +77,14 @@ class Permuted:
     Raises `DataError` where an exchange would change the function, and for tied or quantised
     tensors.
 
-    >>> moved = Permuted(model, structures, orders)
+    >>> from passband.tuning.s2ft.coupling import Coupling, find_structures
+    >>> model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    >>> (structure,) = find_structures(model, [Coupling({"u": "0"}, "2")])
+    >>> order = chosen_first(units=6, groups=6, chosen=[3], also=[])
+    >>> before = model[0].bias[3].item()
+    >>> moved = Permuted(model, [structure], {structure.name: order})
+    >>> model[0].bias[0].item() == before
+    True
     >>> moved.undo()                              # to the bit
     """
 

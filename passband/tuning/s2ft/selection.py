@@ -12,9 +12,11 @@ drawn over all layers at once, so that layers receive unequal numbers; roles are
 
 each of the last four from the largest or from the smallest.
 
->>> units = draw(structures, {"o": 0.052, "d": 0.02}, seed=0)
->>> units["model.layers.0.mlp.down_proj"]
-{'d': (17, 40, 211)}
+>>> from passband.tuning.s2ft.coupling import find_structures
+>>> structures = find_structures(byte_lm(32, 64, 2, 4))
+>>> units = draw(structures, {"d": 0.05}, seed=0)
+>>> {name: of["d"] for name, of in units.items()}
+{}
 """
 
 from __future__ import annotations

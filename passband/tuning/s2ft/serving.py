@@ -7,11 +7,16 @@
 
     x [B, T, n], D_b [m, |I_b|] or [|R_b|, n]
 
+>>> model = nn.Linear(4, 2)
+>>> one, two = (
+...     Edit({"weight": Block(1, torch.tensor([unit]), torch.ones(2, 1), (2, 4))})
+...     for unit in (0, 3)
+... )
 >>> with Switcher(model, {"sums": one, "code": two}) as switcher:
 ...     switcher.to("code")
 >>> with Parallel(model, [one, two]) as served:
 ...     served.requests([0, 1, None])             # the third gets the pretrained model
-...     y = model(batch_of_three)
+...     y = model(torch.randn(3, 5, 4))
 
 Source: S2FT (arXiv 2412.06289).
 """

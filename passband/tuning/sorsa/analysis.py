@@ -9,7 +9,9 @@ edits that a run leaves beside its checkpoints.
 
 >>> drift(torch.diag(torch.tensor([3.0, 1.0])), torch.diag(torch.tensor([4.0, 1.0])))
 Drift(values=0.5, vectors=0.0, condition=None)
->>> moved = report(Edit.load("checkpoint-100/passband_edit.safetensors"), weights)
+>>> edit = Edit({"w": LowRank(torch.eye(2, 1), torch.eye(1, 2))})       # or Edit.load(path)
+>>> report(edit, {"w": torch.diag(torch.tensor([3.0, 1.0]))})
+{'w': Drift(values=0.5, vectors=0.0, condition=1.0)}
 """
 
 from __future__ import annotations

@@ -7,8 +7,11 @@
 The residual is never written: it is the base weight minus c B0 A0. For use without more training
 `handle.edit().save(path)` is enough.
 
->>> save_factors(handle, "sorsa.safetensors")
->>> handle = load_factors("sorsa.safetensors", model)
+>>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+>>> handle = SORSA(rank=2).attach(model)
+>>> path = save_factors(handle, "sorsa.safetensors")
+>>> edit = handle.detach()
+>>> handle = load_factors(path, model)
 """
 
 from __future__ import annotations

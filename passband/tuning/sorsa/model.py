@@ -12,9 +12,12 @@ The norm is not squared: at the start A A^T - I is rounding, and its gradient a 
 of rounding. `guarded` (default) takes sqrt(|E|^2 + eps^2) with eps = 1e-4 sqrt(r): the same beyond
 it, nothing below it; `exact` is the paper's, `squared` |E|^2.
 
->>> handle = SORSA(rank=8, gamma=4e-4).attach(model)
+>>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+>>> handle = SORSA(rank=2, gamma=4e-4).attach(model)
 >>> optimizer = handle.optimizer(lr=3e-5)        # adds the regulariser after the loop's clipping
 >>> spectra = handle.report()                    # how singular values and vectors have moved
+>>> list(spectra)
+['0.weight', '2.weight']
 """
 
 from __future__ import annotations

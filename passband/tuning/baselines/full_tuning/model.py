@@ -6,7 +6,10 @@
 
 Source of the second: Ben Zaken, Goldberg, Ravfogel, BitFit, ACL 2022, arXiv 2106.10199.
 
+>>> model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
 >>> handle = FullFineTuning("vectors").attach(model)
+>>> list(handle.trained())
+['0.bias', '1.weight', '1.bias']
 >>> optimizer = handle.optimizer(lr=1e-3)
 """
 

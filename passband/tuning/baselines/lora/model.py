@@ -9,8 +9,11 @@
 
 The adapters themselves are the library's own; this file puts them on a model and takes them off.
 
->>> handle = PeftAdapter("lora", rank=8).attach(model)
->>> handle.edit().lora()["layers.0.weight"]      # B and A
+>>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+>>> handle = PeftAdapter("lora", rank=2).attach(model)
+>>> B, A = handle.edit().lora()["0.weight"]
+>>> B.shape, A.shape
+(torch.Size([6, 2]), torch.Size([2, 8]))
 """
 
 from __future__ import annotations
