@@ -233,8 +233,13 @@ class Handle(ABC):
     def off(self) -> Iterator[nn.Module]:
         """The pretrained model inside, to the bit; the adapted one again outside.
 
+        >>> from passband.tuning.sorsa.model import SORSA
+        >>> model, x = nn.Linear(8, 4), torch.randn(3, 8)
+        >>> pretrained, handle = model(x), SORSA(rank=2).attach(model)
         >>> with handle.off(), torch.no_grad():
         ...     teacher = model(x)
+        >>> torch.equal(teacher, pretrained)
+        True
         """
         was = self.enabled
         self._turn(False)

@@ -1,6 +1,7 @@
 """Result rows of this family as files of peft's method comparison, for its tables and plots.
 
->>> paths = write_method_comparison(Path("runs"), Path("comparison"))     # one JSON a row
+>>> write_method_comparison(Path("runs"), Path("comparison"))       # one JSON file a row
+[]
 
 Each file has run_info, train_info and meta_info. What peft measures on an accelerator is here the
 peak of tensors made in a step and the optimiser's state; "test accuracy" is the task's first
@@ -13,8 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from passband import catalog
 from passband.bench.results import RESULTS, Result, ResultsFile, write_atomic
+from passband.tuning.tasks import TASKS
 
 PACKAGES = ("transformers", "peft", "torch", "datasets", "bitsandbytes")
 
@@ -25,11 +26,9 @@ def write_method_comparison(runs: Path, folder: Path, task: str | None = None) -
     task  only rows of this task; None: of all
     """
     folder.mkdir(parents=True, exist_ok=True)
-    known = catalog.tasks()
     written = []
     for row in ResultsFile(runs / RESULTS).latest().values():
-        of = known.get(row.task)
-        if of is None or of.verb != "adapt" or row.error or task not in (None, row.task):
+        if row.task not in TASKS or row.error or task not in (None, row.task):
             continue
         path = folder / f"{row.key}.json"
         write_atomic(path, json.dumps(comparison_row(row), indent=2).encode())
@@ -39,7 +38,7 @@ def write_method_comparison(runs: Path, folder: Path, task: str | None = None) -
 
 def comparison_row(row: Result) -> dict[str, Any]:
     """One result in peft's layout."""
-    m, first = row.metrics, catalog.task(row.task).primary
+    m, first = row.metrics, TASKS[row.task].primary
     scale = 0.01 if first.unit == "%" else 1.0
     bytes_ = int(m.get("step_bytes", 0) + m.get("optimizer_bytes", 0))
     batch = int(row.overrides.get("batch_size", 0)) or None

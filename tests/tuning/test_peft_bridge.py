@@ -90,3 +90,19 @@ def test_other_adapters_and_damage_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**config, "use_dora": True}))
     with pytest.raises(CheckpointError, match="use_dora"):
         read_peft(tmp_path, small())
+
+
+def test_rows_go_to_the_layout_of_method_comparison(tmp_path: Path) -> None:
+    from passband import api
+    from passband.tuning.method_comparison import write_method_comparison
+
+    api.train("bitfit", "digits-shift", preset="smoke", size="smoke", budget="2 steps",
+              runs=tmp_path / "runs")
+    (path,) = write_method_comparison(tmp_path / "runs", tmp_path / "out")
+    row = json.loads(path.read_text())
+    assert row["train_info"]["status"] == "success"
+    metrics = row["train_info"]["metrics"][-1]
+    assert 0 <= metrics["test accuracy"] <= 1
+    assert row["run_info"]["peft_config"]["peft_type"] == "BITFIT"
+    assert row["train_info"]["num_trainable_params"] > 1000
+    assert {"torch-version", "peft-version"} <= row["meta_info"]["package_info"].keys()

@@ -10,7 +10,7 @@
 Source: Chang, Chang, Wu, arXiv 2408.04556, both published variants.
 
 >>> Z = torch.randn(6, 4, requires_grad=True)
->>> float(consistency(Z.detach(), Z))
+>>> consistency(Z.detach(), Z).item()
 0.0
 >>> spectrum(Z, k=4).item()                     # all of the spectrum
 -1.0

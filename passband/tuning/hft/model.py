@@ -223,8 +223,13 @@ def dpo_loss(
     no second model: `with handle.off()` is the start of the round, and the frozen half is shared.
     Source: Rafailov et al., NeurIPS 2023, arXiv 2305.18290.
 
+    >>> model, (good, bad) = byte_lm(32, 64, 2, 4), torch.randint(256, (2, 4, 16))
+    >>> handle = HFT(ratio=0.5).attach(model)
     >>> with handle.off(), torch.no_grad():
-    ...     reference = response_logprob(model, ids, labels)
+    ...     reference = [response_logprob(model, ids, ids) for ids in (good, bad)]
+    >>> policy = [response_logprob(model, ids, ids) for ids in (good, bad)]
+    >>> round(dpo_loss(*policy, *reference).item(), 4)          # log 2: nothing is trained yet
+    0.6931
     """
     margin = (chosen - rejected) - (reference_chosen - reference_rejected)
     return -F.logsigmoid(beta * margin).mean()

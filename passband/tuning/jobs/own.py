@@ -1,7 +1,9 @@
 """The user's own text or labels, on the user's own model or on the small ones that come along.
 
->>> rows = ['{"prompt": "%d + 1 = ", "response": "%d"}' % (i, i + 1) for i in range(20)]
->>> _ = Path("sums.jsonl").write_text("\n".join(rows))
+>>> import json
+>>> with open("sums.jsonl", "w") as file:
+...     for i in range(20):
+...         print(json.dumps({"prompt": f"{i} + 1 = ", "response": f"{i + 1}"}), file=file)
 >>> data = text(Path("sums.jsonl"))             # on the byte-level Llama
 >>> len(data.train.examples)                    # a tenth is held out
 18

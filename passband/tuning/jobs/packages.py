@@ -1,5 +1,6 @@
 """A sentence encoder learns which package a docstring comes from.
 
+>>> from passband.data.instructions import Labelled
 >>> sentences = (Labelled("Sum of the elements.", "numpy"), Labelled("Solve for x.", "sympy"))
 >>> some = LabelledText("some", ("numpy", "sympy"), train=sentences, valid=(), test=())
 >>> inputs, labels = encoded(some, "train").collate(encoded(some, "train").examples)

@@ -1,7 +1,8 @@
 """Models to adapt: small ones pretrained here, MiniLM, the user's own, and shapes without weights.
 
->>> model = pretrained_byte_lm("small")            # a fresh copy at each call
->>> own = load_model("path/to/folder", "causal-lm")
+>>> model = pretrained_byte_lm("smoke")            # a fresh copy at each call
+>>> model.save_pretrained("my-llama")
+>>> own = load_model("my-llama", "causal-lm")      # any folder of transformers
 >>> meta_model("llama-2-7b").num_parameters()
 6738415616
 

@@ -14,9 +14,9 @@ each of the last four from the largest or from the smallest.
 
 >>> from passband.tuning.s2ft.coupling import find_structures
 >>> structures = find_structures(byte_lm(32, 64, 2, 4))
->>> units = draw(structures, {"d": 0.05}, seed=0)
->>> {name: of["d"] for name, of in units.items()}
-{}
+>>> draw(structures, {"d": 0.05}, seed=2)            # 5 % of the model's 128, layers unequal
+{'model.layers.0.mlp.down_proj': {'d': (38, 52)},
+ 'model.layers.1.mlp.down_proj': {'d': (26, 41, 49, 59)}}
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@
 
     x [B, T, n], D_b [m, |I_b|] or [|R_b|, n]
 
->>> model = nn.Linear(4, 2)
+>>> model = nn.Sequential(nn.Linear(4, 2))
 >>> one, two = (
-...     Edit({"weight": Block(1, torch.tensor([unit]), torch.ones(2, 1), (2, 4))})
+...     Edit({"0.weight": Block(1, torch.tensor([unit]), torch.ones(2, 1), (2, 4))})
 ...     for unit in (0, 3)
 ... )
 >>> with Switcher(model, {"sums": one, "code": two}) as switcher:
@@ -103,7 +103,7 @@ class Parallel:
         for name in dict.fromkeys(n for edit in edits for n in edit.changes):
             changes = [edit.changes.get(name) for edit in edits]
             blocks = [c for c in changes if isinstance(c, Block)]
-            layer = modules.get(name.removesuffix(".weight"))
+            layer = modules.get(name.rpartition(".")[0])
             if layer is None or len(blocks) < sum(c is not None for c in changes):
                 kinds = sorted({c.kind for c in changes if c is not None})
                 raise DataError(
