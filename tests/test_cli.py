@@ -20,7 +20,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from passband import __version__, api, catalog
-from passband.cli.app import app, parse_settings
+from passband.cli.app import app, by_system, parse_settings
 from passband.cli.doctor import Finding, examine
 from passband.cli.group import interrupted
 from passband.cli.new import plan
@@ -165,6 +165,13 @@ def test_compare_shows_each_system_and_the_paired_difference(here: Path) -> None
     report = succeed(*arguments, "--html").strip().splitlines()[-1].removeprefix("report: ")
     assert "Relative l2 against seconds" in (here / report).read_text()
     assert succeed_json(*arguments, "--html")["report"] == report
+
+
+def test_compare_sets_fields_of_all_and_of_one() -> None:
+    found = by_system(parse_settings(["width=8", "b.lr=0.1", "b.width=16"]), ["a", "b"])
+    assert found == {"a": {"width": 8}, "b": {"width": 16, "lr": 0.1}}
+    with pytest.raises(ConfigError, match=r"c\.lr"):
+        by_system({"c.lr": 1}, ["a", "b"])
 
 
 def test_compare_on_own_data(here: Path) -> None:

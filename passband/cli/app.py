@@ -202,6 +202,10 @@ def compare(
     reference: Annotated[
         str, typer.Option(help="What the others are tested against: first, best or a name.")
     ] = "first",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="FIELD=VALUE of all, or SYSTEM.FIELD=VALUE of one."),
+    ] = None,
     budget: BudgetText = None,
     preset: Preset = "small",
     size: Size = "small",
@@ -218,6 +222,7 @@ def compare(
     passband compare gp-hm chebyshev pinn --task poisson1d-mix --seeds 3
     passband compare gp-hm --baselines --task poisson1d-random --budget 30s
     passband compare gp-hm pinn --task poisson1d-mix --data problem.npz
+    passband compare sorsa lora --task lm-code --set batch_size=16 --set lora.lr=1e-2
     passband compare gp-hm pinn --task poisson1d-random --engine ray --address auto
     """
     from passband import api
@@ -228,6 +233,7 @@ def compare(
             systems, task, data=data, model=model, seeds=seeds, budget=budget, preset=preset,
             size=size, baselines=baselines, reference=reference, engine=engine, address=address,
             processes=processes, runs=runs, progress=monitor.progress,
+            overrides=by_system(parse_settings(settings), systems),
         )
     written = None
     if html:
@@ -385,6 +391,26 @@ def new(
     say("\nnext:")
     for step in made.next_steps:
         say(f"  {step}")
+
+
+def by_system(settings: dict[str, Any], systems: list[str]) -> dict[str, dict[str, Any]]:
+    """Settings of each system: those named for it go before those for all.
+
+    >>> by_system({"lr": 0.1, "lora.lr": 0.2}, ["lora", "hft"])
+    {'lora': {'lr': 0.2}, 'hft': {'lr': 0.1}}
+    """
+    common = {name: value for name, value in settings.items() if "." not in name}
+    found = {system: dict(common) for system in systems}
+    for name, value in settings.items():
+        system, dot, field = name.partition(".")
+        if dot and system not in found:
+            raise ConfigError(
+                f"--set {name}", expected=f"one of {', '.join(systems)} before the dot",
+                mend=f"--set {systems[0]}.{field}=...",
+            )
+        if dot:
+            found[system][field] = value
+    return found
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
