@@ -24,7 +24,8 @@ def test_pages_run_in_order(page, tmp_path, monkeypatch):
     assert names
 
 
-def test_python_blocks_run_in_order():
+def test_python_blocks_run_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {}
     blocks = blocks_of(README)
     assert len(blocks) >= 2
