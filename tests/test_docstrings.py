@@ -16,7 +16,7 @@ from passband.pde import Problem
 
 # The building blocks and the methods: what people copy from.
 PLACES = (
-    "passband.errors", "passband.bench.budget", "passband.parts.",
+    "passband.errors", "passband.bench.budget", "passband.bench.part", "passband.parts.",
     "passband.data.", "passband.pde.gp_hm.", "passband.pde.baselines.",
     "passband.tuning.",
 )

@@ -67,6 +67,20 @@ class Budget:
             fields[name] = value if name == "seconds" else round(value)
         return cls(**fields)
 
+    def part(self, share: float) -> Budget:
+        """A share of it, in (0, 1], for one of several phases; at least one step and example.
+
+        >>> Budget(steps=100, seconds=3.0).part(0.25)
+        Budget(steps=25, seconds=0.75, examples=None)
+        """
+        if share == 1.0:
+            return self
+        return Budget(
+            None if self.steps is None else max(1, round(share * self.steps)),
+            None if self.seconds is None else share * self.seconds,
+            None if self.examples is None else max(1, round(share * self.examples)),
+        )
+
     def start(self) -> Meter:
         """A running meter of this budget; the clock starts now."""
         return Meter(self)

@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,9 @@ from passband.bench.stateful import Stateful, check_shapes, cloned
 from passband.bench.streams import Streams
 from passband.bench.system import Monitor, NullMonitor, System
 from passband.errors import BudgetError, ConfigError, DataError, UnknownNameError
+from passband.parts.modes import evaluating
 
-__all__ = ["LoopConfig", "Outcome", "Stage", "Stateful", "evaluating", "train"]
+__all__ = ["LoopConfig", "Outcome", "Stage", "Stateful", "train"]
 
 ROWS, VALIDATIONS = 200, 20  # a run, where the configuration doesn't say
 SHORTEST = 2.0  # seconds between checkpoints
@@ -581,15 +582,3 @@ class _Loop:
             self.budget, meter["steps"], meter["examples"], earlier=self.seconds + self.looked
         )
         self.saved_steps, self.saved_seconds = self.meter.steps, self.seconds
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; each submodule's own mode again outside."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from passband.bench.loop import evaluating
+from passband.parts.modes import evaluating
 from passband.tuning.adaptation import Adaptation
 from passband.tuning.measures import change, embeddings_of, weights_of
 

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from passband.bench.loop import evaluating
 from passband.bench.streams import Streams
 from passband.bench.task import Data, Size
 from passband.data.cache import stored_json, stored_tensors
 from passband.data.digits import Digits, bordered, digits, dilated, inverted
 from passband.errors import DataError
+from passband.parts.modes import evaluating
 from passband.tuning.adaptation import Adaptation, Exam, Output
 from passband.tuning.diffusion import Diffusion, UNet
 from passband.tuning.models.pretraining import pretrain

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from passband.bench.loop import evaluating
 from passband.bench.task import Metric
 from passband.parts.edits import Edit
 from passband.parts.intruders import count_intruders
+from passband.parts.modes import evaluating
 from passband.tuning.adaptation import Exam, SequenceExam
 from passband.tuning.continual import backward_transfer
 

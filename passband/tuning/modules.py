@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from passband.bench.budget import Budget
-from passband.bench.system import Monitor, NullMonitor, System
+from passband.bench.part import Part
+from passband.bench.system import Monitor, NullMonitor
 from passband.bench.task import Data
 from passband.parts.edits import Edit
 from passband.tuning.adaptation import Adaptation
@@ -71,10 +72,13 @@ class Modules(_Base):
         facts: list[dict[str, float]] = []
 
         def learn(name: str, job: Adaptation) -> None:
-            stretch = _Stretch(monitor, share, reports)
+            stretch = Part(
+                monitor, share * len(reports), share, steps=sum(r["steps"] for r in reports),
+                seconds=sum(r["seconds"] for r in reports),
+            )
             self.checkpoints = folder / f"module-{name}" if folder else None
             part = replace(data, train=job)
-            reports.append(super(Modules, self).fit(part, _part(budget, share), stretch))
+            reports.append(super(Modules, self).fit(part, budget.part(share), stretch))
             facts.append(dict(self.facts))
 
         try:
@@ -119,29 +123,3 @@ class Modules(_Base):
 
 
 _MODULE = "language:"
-
-
-def _part(budget: Budget, share: float) -> Budget:
-    return Budget(
-        None if budget.steps is None else max(1, round(share * budget.steps)),
-        None if budget.seconds is None else share * budget.seconds,
-        None if budget.examples is None else max(1, round(share * budget.examples)),
-    )
-
-
-class _Stretch:
-    """A monitor's view of one module's run: steps and seconds go on, progress is shared."""
-
-    def __init__(self, monitor: Monitor, share: float, done: list[dict[str, Any]]) -> None:
-        self.monitor, self.share, self.start = monitor, share, share * len(done)
-        self.steps = sum(report["steps"] for report in done)
-        self.seconds = sum(report["seconds"] for report in done)
-
-    def log(self, step: int, seconds: float, **values: float) -> None:
-        self.monitor.log(self.steps + step, self.seconds + seconds, **values)
-
-    def progress(self, fraction: float, text: str = "") -> None:
-        self.monitor.progress(self.start + self.share * fraction, text)
-
-    def test_error(self, system: System) -> None:
-        self.monitor.test_error(system)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from passband.bench.budget import Budget
 from passband.bench.loop import LoopConfig, Outcome, train
+from passband.bench.part import Part
 from passband.bench.streams import Streams
 from passband.bench.system import Config, Monitor, NullMonitor, System, now
 from passband.bench.task import Data
@@ -94,14 +95,15 @@ class Tuner(System):
         problem, monitor = data.train, monitor or NullMonitor()
         budget = Budget(steps=self.config.steps) if budget == Budget() else budget
         rounds = problem.rounds or (problem,)
-        budget = _share(budget, 1 / len(rounds))
+        budget, share = budget.part(1 / len(rounds)), 1 / len(rounds)
         model = problem.model()
         self.edits, self.facts = [], {"attach_seconds": 0.0}
         done: list[Outcome] = []
         for number, job in enumerate(rounds):
             job = replace(job, examples=self._rehearsed(rounds[: number + 1]))
-            part = _Part(monitor, number / len(rounds), 1 / len(rounds), done)
-            self._round(model, job, budget, part, number, rounds[:number])
+            self._learn(model, _Round(
+                number, job, rounds[:number], budget, monitor, number * share, share, done
+            ))
             if number < len(rounds) - 1:
                 self._handle.detach()
                 self._kept.apply(model)  # what `finish` made of it
@@ -130,50 +132,41 @@ class Tuner(System):
     def finish(self, handle: Handle, problem: Adaptation) -> Edit:
         """The edit that is kept; overridden by methods that repair it afterwards."""
         return handle.edit()
-    def _round(
-        self, model: nn.Module, problem: Adaptation, budget: Budget, monitor: _Part, number: int,
-        earlier: Sequence[Adaptation],
-    ) -> None:
+    def _learn(self, model: nn.Module, task: _Round) -> None:
         """Attach, train through the method's phases, keep the edit."""
-        streams = Streams(self.seed + 10_007 * number)
+        streams = Streams(self.seed + 10_007 * task.number)
         began = now()
         with streams.initialising():
-            handle = self.attach(model, problem, budget, number)
+            handle = self.attach(model, task.job, task.budget, task.number)
         self.facts["attach_seconds"] += now() - began
-        start = monitor.start
         for phase in handle.phases():
-            part = _Part(monitor.monitor, start, phase.share * monitor.share, monitor.done)
-            monitor.done.append(
-                self._train(handle, phase, problem, budget, streams, part, number, earlier)
-            )
-            start += part.share
-            self._measure(handle, problem)
-        edit = self._kept = self.finish(handle, problem)
+            task.done.append(self._train(handle, phase, task, streams))
+            task.start += phase.share * task.share
+            self._measure(handle, task.job)
+        edit = self._kept = self.finish(handle, task.job)
         self.edits.append(self.edits[-1] + edit if self.edits else edit)
         self._handle = handle
 
     def _train(
-        self, handle: Handle, phase: Phase, problem: Adaptation, budget: Budget, streams: Streams,
-        monitor: Monitor, number: int, earlier: Sequence[Adaptation],
+        self, handle: Handle, phase: Phase, task: _Round, streams: Streams
     ) -> Outcome:
-        c, rate = self.config, self.learning_rate(handle)
+        c, rate, job = self.config, self.learning_rate(handle), task.job
         config = LoopConfig(
             steps=c.steps, batch_size=c.batch_size, accumulate=c.accumulate, lr=rate, clip=c.clip,
             schedule=c.schedule, warmup=c.warmup, precision=c.precision, select=c.select, looks=1,
         )
-        validate = problem.validation if c.select != "last" else None
+        validate = job.validation if c.select != "last" else None
         optimizer = handle.optimizer(
             rate, weight_decay=c.weight_decay, betas=c.betas, eps=c.eps
         )
-        if c.memory == "gem" and earlier:
-            project_gradients(optimizer, self._remembered(handle, earlier))
+        if c.memory == "gem" and task.earlier:
+            project_gradients(optimizer, self._remembered(handle, task.earlier))
+        place = self.checkpoints and self.checkpoints / f"{task.number}-{phase.name}"
         return train(
-            _Trained(handle), lambda module, batch: self._loss(handle, problem, batch),
-            problem.examples, _share(budget, phase.share), config, streams=streams,
-            monitor=monitor, collate=problem.collate,
-            validate=validate and (lambda module: validate(handle.model)), optimizer=optimizer,
-            checkpoints=self.checkpoints / f"{number}-{phase.name}" if self.checkpoints else None,
-            resume=self.resume, state=handle,
+            _Trained(handle), lambda module, batch: self._loss(handle, job, batch), job.examples,
+            task.budget.part(phase.share), config, streams=streams, monitor=task.part(phase),
+            collate=job.collate, validate=validate and (lambda module: validate(handle.model)),
+            optimizer=optimizer, checkpoints=place, resume=self.resume, state=handle,
         )
 
     # ---- sequences ---------------------------------------------------------------------------
@@ -347,30 +340,26 @@ class _Trained(nn.Module):
         self.beside = nn.ParameterList([p for p in handle.parameters() if id(p) not in inside])
 
 
-class _Part:
-    """A monitor's view of one of several phases: steps and seconds go on, progress is shared."""
+@dataclass
+class _Round:
+    """One task of a sequence, and where its training stands in the whole fit.
 
-    def __init__(self, monitor: Monitor, start: float, share: float, done: list[Outcome]) -> None:
-        self.monitor, self.start, self.share, self.done = monitor, start, share, done
-        self.steps = sum(outcome.steps for outcome in done)
-        self.seconds = sum(outcome.seconds + outcome.looked for outcome in done)
+    start, share  of the fit, in [0, 1]; start moves on with the phases
+    done          outcomes of all phases so far, of earlier rounds too
+    """
 
-    def log(self, step: int, seconds: float, **values: float) -> None:
-        self.monitor.log(self.steps + step, self.seconds + seconds, **values)
+    number: int
+    job: Adaptation
+    earlier: Sequence[Adaptation]
+    budget: Budget
+    monitor: Monitor
+    start: float
+    share: float
+    done: list[Outcome]
 
-    def progress(self, fraction: float, text: str = "") -> None:
-        self.monitor.progress(self.start + self.share * fraction, text)
-
-    def test_error(self, system: System) -> None:
-        self.monitor.test_error(system)
-
-
-def _share(budget: Budget, share: float) -> Budget:
-    """A phase's part of a budget; the parts of all phases sum to the whole in steps."""
-    if share == 1.0:
-        return budget
-    return Budget(
-        None if budget.steps is None else max(1, round(share * budget.steps)),
-        None if budget.seconds is None else share * budget.seconds,
-        None if budget.examples is None else max(1, round(share * budget.examples)),
-    )
+    def part(self, phase: Phase) -> Part:
+        return Part(
+            self.monitor, self.start, phase.share * self.share,
+            steps=sum(o.steps for o in self.done),
+            seconds=sum(o.seconds + o.looked for o in self.done),
+        )

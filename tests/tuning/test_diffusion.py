@@ -10,9 +10,9 @@ import torch
 from scipy import linalg
 from torch import nn
 
-from passband.bench.loop import evaluating
 from passband.data.digits import bordered, digits, dilated
 from passband.errors import DataError
+from passband.parts.modes import evaluating
 from passband.tuning.diffusion import Diffusion, UNet
 from passband.tuning.diffusion_digits import SIZES, accuracy, frechet, style
 

@@ -27,8 +27,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +36,7 @@ from torch import Tensor, nn
 
 from passband.errors import ConfigError, DataError, PassbandWarning
 from passband.parts.low_rank import LowRankFactors
+from passband.parts.modes import evaluating
 from passband.parts.spectral import balanced_factors
 from passband.tuning.ba_lora.regularisers import (
     consistency,
@@ -271,7 +271,7 @@ class BALoRAHandle(FactorHandle):
                 "BA-LoRA can't ask its teacher", expected="a function that gives the logits again",
                 mend="objective(loss, logits, labels, again=lambda: model(x)); or l1=0",
             )
-        with self.off(), _evaluating(self.model), torch.no_grad():
+        with self.off(), evaluating(self.model), torch.no_grad():
             teacher = again()
         if isinstance(teacher, StoredTeacher):
             self._check_stored(teacher)
@@ -332,15 +332,3 @@ def _first_bad(model: nn.Module, again: Again) -> str:
         for hook in hooks:
             hook.remove()
     return f", first in {bad[0]}" if bad else ""
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The teacher drops nothing out."""
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

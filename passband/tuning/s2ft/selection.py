@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from passband.errors import ConfigError, DataError
+from passband.parts.modes import evaluating
 from passband.tuning.handle import Calibration
 from passband.tuning.s2ft.coupling import ROLES, Part, Structure
 
@@ -185,7 +186,7 @@ def _activations(
 
         return see
 
-    with _evaluating(model), ExitStack() as hooks, torch.no_grad():
+    with evaluating(model), ExitStack() as hooks, torch.no_grad():
         for key, part in wanted.items():
             handle = modules[part.module].register_forward_hook(watch(key, part))
             hooks.callback(handle.remove)
@@ -223,7 +224,7 @@ def _gradients(
                 tensor.requires_grad_(name in names)
         weights = [tensors[n] for n in names]
         total = {n: torch.zeros_like(tensors[n], dtype=torch.float32) for n in names}
-        with _evaluating(model):
+        with evaluating(model):
             for batch in _batches(calibration):
                 loss = _loss(model(**batch))
                 found = torch.autograd.grad(loss, weights, allow_unused=True)
@@ -255,16 +256,6 @@ def _batches(calibration: Calibration | None) -> Sequence[Mapping[str, Any]]:
             mend="attach(model, calibration={'task': [batch, ...]}), or strategy='random'",
         )
     return batches
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 _SCORES: dict[str, Callable[..., dict[Key, Tensor] | None]] = {

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from passband.bench.budget import Budget
 from passband.bench.loop import LoopConfig, Outcome, train
+from passband.bench.part import Part
 from passband.bench.streams import Streams
-from passband.bench.system import Config, Monitor, System
+from passband.bench.system import Config, Monitor
 from passband.data.pde import Problem
 from passband.errors import ConfigError
 from passband.pde.baselines.pinn.model import (
@@ -122,7 +123,7 @@ class PINN(Solver):
             done.append(train(
                 self.network, loss.fresh if c.resample and name == "adam" else loss.fixed, None,
                 rest, config.model_copy(update={"looks": max(1, round(LOOKS * part))}),
-                streams=streams, system=self, monitor=_Phase(monitor, done, part),
+                streams=streams, system=self, monitor=_part(monitor, done, part),
                 checkpoints=self.checkpoints / name if self.checkpoints else None,
             ))
         report = done[-1].report()
@@ -216,23 +217,11 @@ class _Loss:
         return next((size for size in sizes if size > 0), 1.0)
 
 
-class _Phase:
-    """A monitor's view of one of several phases: steps and seconds go on, progress is shared."""
-
-    def __init__(self, monitor: Monitor, done: list[Outcome], share: float) -> None:
-        self.monitor, self.share = monitor, share
-        self.steps = sum(outcome.steps for outcome in done)
-        self.seconds = sum(outcome.seconds + outcome.looked for outcome in done)
-        self.start = 1.0 - share if done else 0.0
-
-    def log(self, step: int, seconds: float, **values: float) -> None:
-        self.monitor.log(self.steps + step, self.seconds + seconds, **values)
-
-    def progress(self, fraction: float, text: str = "") -> None:
-        self.monitor.progress(self.start + self.share * fraction, text)
-
-    def test_error(self, system: System) -> None:
-        self.monitor.test_error(system)
+def _part(monitor: Monitor, done: list[Outcome], share: float) -> Part:
+    return Part(
+        monitor, 1.0 - share if done else 0.0, share, steps=sum(o.steps for o in done),
+        seconds=sum(o.seconds + o.looked for o in done),
+    )
 
 
 def _rest(budget: Budget, share: float, done: list[Outcome]) -> Budget | None:
