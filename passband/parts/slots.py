@@ -22,6 +22,7 @@ Sources: SpIEL (arXiv 2401.16405); AdamW (1711.05101); SM3 (1901.11150).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
@@ -49,7 +50,7 @@ def gather_state(optimizer: Optimizer, parameter: Tensor, keep: Tensor) -> None:
             state[key] = old[keep.to(old.device)]
 
 
-class SlotOptimizer(Optimizer):
+class SlotOptimizer(Optimizer, ABC):
     """Base: state tensors that keep their own types when they are loaded."""
 
     per_slot: ClassVar[tuple[str, ...]] = ()
@@ -81,8 +82,9 @@ class SlotOptimizer(Optimizer):
                         self._update(parameter, parameter.grad, group)
         return loss
 
+    @abstractmethod
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """One parameter's step, in place."""
 
 
 class SlotAdamW(SlotOptimizer):

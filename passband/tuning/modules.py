@@ -5,6 +5,7 @@ The budget is shared evenly: a run of N steps on a job with L languages gives N 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -53,9 +54,9 @@ class Modules(_Base):
         super().__init__(*arguments, **options)
         self.modules = {}
 
+    @abstractmethod
     def in_language(self, problem: CrossLingual) -> Adaptation:
         """The task on a model that has the source language's module."""
-        raise NotImplementedError
 
     def fit(
         self, data: Data[Any], budget: Budget = Budget(), monitor: Monitor | None = None

@@ -12,7 +12,7 @@
 >>> path = handle.edit().save("adapter.safetensors")
 
 The optimiser drives the method by itself (see `passband.tuning.handle`); the callback tells it the
-length of the run and writes the edit and the method's state into every checkpoint.
+length of the run and writes the edit into every checkpoint.
 """
 
 from __future__ import annotations
@@ -44,18 +44,19 @@ def for_trainer(
     optimizer  bound already (`handle.bind`); None: `handle.optimizer(**options)`
     """
     ready = optimizer if optimizer is not None else handle.optimizer(**options)
+    objective = _Objective(handle)
     return {
         "optimizers": (ready, None),
-        "callbacks": [HandleCallback(handle)],
-        "compute_loss_func": _Objective(handle),
+        "callbacks": [HandleCallback(handle, objective)],
+        "compute_loss_func": objective,
     }
 
 
 class HandleCallback(TrainerCallback):
     """Tells a method how long the run is; writes its edit beside each checkpoint."""
 
-    def __init__(self, handle: Handle) -> None:
-        self.handle = handle
+    def __init__(self, handle: Handle, objective: _Objective | None = None) -> None:
+        self.handle, self.objective = handle, objective
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = kwargs.get("optimizer")
@@ -67,6 +68,12 @@ class HandleCallback(TrainerCallback):
                 mend="Trainer(..., **for_trainer(handle, lr=...))",
             )
         self.handle.steps = state.max_steps
+        if self.objective is not None:
+            self.objective.watch()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.objective is not None:
+            self.objective.leave()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -80,7 +87,17 @@ class _Objective:
     def __init__(self, handle: Handle) -> None:
         self.handle = handle
         self.inputs: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-        handle.model.register_forward_pre_hook(self._remember, with_kwargs=True)
+        self._hook: Any = None
+
+    def watch(self) -> None:
+        """Keep the inputs of each forward pass: a teacher may be asked the same."""
+        self._hook = self.handle.model.register_forward_pre_hook(self._remember, with_kwargs=True)
+
+    def leave(self) -> None:
+        """Take the hook off; no batch is kept alive."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook, self.inputs = None, ((), {})
 
     def _remember(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         self.inputs = (args, kwargs)

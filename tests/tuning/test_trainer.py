@@ -39,6 +39,7 @@ def test_it_trains_as_a_plain_loop_does(tmp_path: Path) -> None:
     )
     trainer.train()
     assert handle.count == 4 and handle.steps == 4
+    assert len(model._forward_pre_hooks) == 1  # the test's own: nothing is left on the model
     other = byte_lm(32, 64, 1, 4)
     plain = FullFineTuning("vectors").attach(other)
     optimizer = plain.optimizer(lr=1e-2)

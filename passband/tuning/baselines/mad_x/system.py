@@ -64,7 +64,10 @@ class StackedAdapters(Modules, Tuner):
     }
 
     def method(self, targets: tuple[str, ...] = ()) -> MADX:
-        raise NotImplementedError  # its size depends on the model: see `sized`
+        raise ConfigError(
+            "MAD-X has no size without a model", expected="a model to count",
+            mend="sized(model) gives the method for it",
+        )
 
     def sized(self, model: nn.Module, language: bool = False) -> MADX:
         """The method for a model: bottlenecks by reduction, or by share of its parameters."""
