@@ -27,14 +27,16 @@ from passband.tuning.measures import change, embeddings_of, weights_of
 @dataclass(frozen=True)
 class CrossLingual(Adaptation):
     """
-    source   language of the examples
-    texts    text in the source and in the languages to transfer to, as masked-LM jobs
-    sources  language -> the same task's examples, for training in several languages at once
+    source         language of the examples
+    texts          text in the source and in the languages to transfer to, as masked-LM jobs
+    sources        language -> the same task's examples, for training in several languages at once
+    sources_texts  text in those of the sources that `texts` lacks
     """
 
     source: str = ""
     texts: Mapping[str, Adaptation] = field(default_factory=dict)
     sources: Mapping[str, Any] = field(default_factory=dict)
+    sources_texts: Mapping[str, Adaptation] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

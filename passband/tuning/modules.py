@@ -1,6 +1,7 @@
 """Systems that learn a module for each language of a job, then the task on top.
 
-The budget is shared evenly: a run of N steps on a job with L languages gives N / (L + 1) to each.
+The budget is shared evenly: a run of N steps with modules for L languages gives N / (L + 1) to each
+and to the task.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ class Modules(_Base):
         super().__init__(*arguments, **options)
         self.modules = {}
 
+    def languages_of(self, problem: CrossLingual) -> Mapping[str, Adaptation]:
+        """Text of each language that gets a module."""
+        return problem.texts
+
     @abstractmethod
     def in_language(self, problem: CrossLingual) -> Adaptation:
         """The task on a model that has the source language's module."""
@@ -67,7 +72,8 @@ class Modules(_Base):
         if not (isinstance(problem, CrossLingual) and self.config.languages):
             return super().fit(data, budget, monitor)
         budget = Budget(steps=self.config.steps) if budget == Budget() else budget
-        share = 1 / (len(problem.texts) + 1)
+        texts = self.languages_of(problem)
+        share = 1 / (len(texts) + 1)
         monitor, folder = monitor or NullMonitor(), self.checkpoints
         reports: list[dict[str, Any]] = []
         facts: list[dict[str, float]] = []
@@ -83,7 +89,7 @@ class Modules(_Base):
             facts.append(dict(self.facts))
 
         try:
-            for self.learning, job in problem.texts.items():
+            for self.learning, job in texts.items():
                 learn(self.learning, job)
                 self.modules[self.learning] = self.fitted()
             self.learning, self.source = "", problem.source

@@ -259,6 +259,7 @@ def number_words(seed: int = 0, size: Size = "small") -> Data[CrossLingual]:
         head=("classifier",), collate=collate, source=SOURCE,
         texts={language: text(language) for language in (SOURCE, *data.low)},
         sources={language: task(language) for language in recipe.high},
+        sources_texts={language: text(language) for language in recipe.high if language != SOURCE},
     )
     exam = TransferExam(
         fresh, lambda model, language: accuracy(model, data, language),

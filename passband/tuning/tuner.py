@@ -129,9 +129,13 @@ class Tuner(System):
         rate: float = self.config.lr
         return rate
 
+    def prepare(self, handle: Handle, problem: Adaptation) -> None:
+        """Called before each phase, when its optimiser is there."""
+
     def finish(self, handle: Handle, problem: Adaptation) -> Edit:
         """The edit that is kept; overridden by methods that repair it afterwards."""
         return handle.edit()
+
     def _learn(self, model: nn.Module, task: _Round) -> None:
         """Attach, train through the method's phases, keep the edit."""
         streams = Streams(self.seed + 10_007 * task.number)
@@ -161,6 +165,7 @@ class Tuner(System):
         )
         if c.memory == "gem" and task.earlier:
             project_gradients(optimizer, self._remembered(handle, task.earlier))
+        self.prepare(handle, job)
         place = self.checkpoints and self.checkpoints / f"{task.number}-{phase.name}"
         return train(
             _Trained(handle), lambda module, batch: self._loss(handle, job, batch), job.examples,
@@ -215,9 +220,7 @@ class Tuner(System):
 
     def _measure(self, handle: Handle, problem: Adaptation) -> None:
         """Memory of one more forward and backward pass, and of the optimiser's state."""
-        size = min(self.config.batch_size, len(problem.examples))
-        examples = [problem.examples[i] for i in range(size)]
-        batch = (problem.collate or torch.utils.data.default_collate)(examples)
+        batch = _first_batch(problem, self.config.batch_size)
         handle.model.train()
         with PeakTensors() as peak:
             total, _ = self._loss(handle, problem, batch)
@@ -311,6 +314,13 @@ class Tuner(System):
             _restored(edit, tensors) for edit, tensors in zip(extra["edits"], parts, strict=True)
         ]
         self.facts = dict(extra["facts"])
+
+
+def _first_batch(job: Adaptation, size: int) -> Any:
+    if not hasattr(job.examples, "__getitem__"):  # ready batches
+        return next(iter(job.examples))
+    examples = [job.examples[i] for i in range(min(size, len(job.examples)))]
+    return (job.collate or torch.utils.data.default_collate)(examples)
 
 
 def _described(edit: Edit) -> dict[str, Any]:

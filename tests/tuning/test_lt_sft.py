@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from passband.bench.budget import Budget
+from passband.bench.task import Data
 from passband.errors import ConfigError, DataError, PassbandWarning, UnknownNameError
 from passband.parts.edits import Dense, Edit, Sparse, compose, composed, fingerprint
 from passband.tuning.lt_sft.maskable import find_parts
 from passband.tuning.lt_sft.model import LTSFT
 from passband.tuning.lt_sft.multi_source import SourceBatches, Sources
+from passband.tuning.lt_sft.system import LotteryTicketSFT
+from passband.tuning.number_words import RECIPES, number_words
 
 LR, STEPS = 0.05, 6
 
@@ -513,3 +519,45 @@ def test_configurations_out_of_range(wrong: dict) -> None:
 def test_a_prefix_without_parameters() -> None:
     with pytest.raises(DataError, match="under the prefix"):
         LTSFT(prefix="roberta").attach(network(), head=["head"])
+
+
+# ---- the system with several sources ---------------------------------------------------------------
+
+
+def _two_sources() -> Data[Any]:
+    """The smoke job, with the task's examples in the language to transfer to as well."""
+    data = number_words(0, "smoke")
+    words = RECIPES["smoke"].data()
+    more = [(words.prompt(n, "kz"), n % 10) for n in words.draws(60, 1)]
+    job = replace(data.train, sources={**data.train.sources, "kz": more})
+    return replace(data, train=job)
+
+
+def test_the_system_learns_from_several_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    use = Sources.use
+    monkeypatch.setattr(Sources, "use", lambda self, name: (used.append(name), use(self, name))[1])
+    data = _two_sources()
+    system = LotteryTicketSFT.from_preset("smoke", multi_source=True, upsampling={"kz": 3})
+    report = system.fit(data.for_fit(), Budget(steps=60))
+    # 20 steps for each of two languages and the task, which looks at one more batch a phase. Of
+    # its epochs of 25 + 3 x 8 batches about half are in each.
+    assert report["steps"] == 60 and len(used) == 22
+    assert 5 <= used.count("kz") <= 17
+    pristine = {n: p.detach().clone() for n, p in data.train.model().named_parameters()}
+    model = data.train.model()
+    applied = system.fitted().apply(model)
+    moved = sum(int((p != pristine[n]).sum()) for n, p in model.named_parameters() if "bert" in n)
+    assert 0 < moved <= system.count(model)  # the task's own entries: no language is left in it
+    applied.revert()
+    assert all(torch.equal(p, pristine[n]) for n, p in model.named_parameters())
+
+
+def test_one_source_is_what_it_was() -> None:
+    data = number_words(0, "smoke")
+    one, several = (
+        LotteryTicketSFT.from_preset("smoke", multi_source=flag) for flag in (False, True)
+    )
+    for system in (one, several):  # the smoke job has examples in one language only
+        system.fit(data.for_fit(), Budget(steps=20))
+    assert all(torch.equal(a, several.state()[n]) for n, a in one.state().items())

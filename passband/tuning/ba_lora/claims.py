@@ -1,10 +1,10 @@
-"""What the paper of BA-LoRA claims, on biased digits and on a byte-level Llama that learns sums.
+"""What the paper of BA-LoRA claims, on biased digits and on a byte-level Llama that learns code.
 
 Bias: a vision transformer pretrained with 30 % wrong labels and few images of classes 5 to 9 learns
-from 300 clean, imbalanced ones; rank 4, 150 steps. Forgetting: the Llama knows docstrings; rank 8,
-150 steps. Learning rates on digits are the best of 1e-3, 3e-3 and 1e-2 for each method by balanced
-accuracy on calibration seed 1000. On sums all use the one that gave PiSSA the smallest area under
-the training loss there. Weights of the penalties are the paper's.
+from 300 clean, imbalanced ones; rank 4, 150 steps. Forgetting: the Llama knows docstrings and
+learns code; rank 8, 150 steps. Learning rates are the best for each method on calibration seed
+1000: on digits of 1e-3, 3e-3 and 1e-2 by balanced accuracy, on code of 1e-3, 3e-3, 1e-2 and 3e-2 by
+bits/byte. Weights of the penalties are the paper's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BIASED: dict[str, dict[str, Any]] = {
     "PiSSA": {"system": "pissa", "rank": 4, "lr": 1e-2},
     "LoRA": {"system": "lora", "rank": 4, "lr": 1e-2},
 }
-SUMS: dict[str, dict[str, Any]] = {
+CODE: dict[str, dict[str, Any]] = {
     "BA-LoRA": {"system": "ba-lora", "lr": 1e-2},
     "l1 alone": {"system": "ba-lora", "lr": 1e-2, "l2": 0.0, "l3": 0.0},
     "PiSSA": {"system": "pissa", "lr": 1e-2},
@@ -72,20 +72,24 @@ def rare_classes(bench: Bench) -> Evidence:
 
 def keeps_more(bench: Bench) -> Evidence:
     """forgetting: worsening of bits/byte on docstrings minus that of PiSSA."""
-    rows = _rows(bench, "lm-arithmetic", SUMS, 5)
+    rows = _rows(bench, "lm-code", CODE, 5)
     return judge(
         _differences(rows, "forgetting"), margin=0.0, better="lower",
         unit="bits/byte more forgotten than with PiSSA",
-        details=_table(rows, ("exact_match", "forgetting")),
+        details=_table(rows, ("bits_per_byte", "forgetting")),
     )
 
 
 def reaches_the_target(bench: Bench) -> Evidence:
-    """forgetting-target: exact match minus that of PiSSA."""
-    rows = _rows(bench, "lm-arithmetic", SUMS, 5)
+    """forgetting-target: bits/byte on code over those of PiSSA. Margin: 3 %."""
+    rows = _rows(bench, "lm-code", CODE, 5)
+    ratios = [
+        a["bits_per_byte"] / b["bits_per_byte"]
+        for a, b in zip(rows["BA-LoRA"], rows["PiSSA"], strict=True)
+    ]
     return judge(
-        _differences(rows, "exact_match"), margin=-2.0, better="higher",
-        unit="% of exact match above PiSSA", details=_table(rows, ("exact_match", "forgetting")),
+        ratios, margin=1.03, better="lower", unit="x the bits/byte of PiSSA",
+        details=_table(rows, ("bits_per_byte", "forgetting")),
     )
 
 
@@ -133,7 +137,7 @@ def teacher(bench: Bench) -> Evidence:
 
 def effects(bench: Bench) -> Evidence:
     """C4: smallest step of the three measures over three values of each weight, generation."""
-    return _monotone(bench, "lm-arithmetic", {
+    return _monotone(bench, "lm-code", {
         "l1": (0.0, 0.3, 3.0), "l2": (0.0, 0.1, 1.0), "l3": (0.0, 0.3, 3.0),
     })
 

@@ -1,13 +1,13 @@
 """What the paper of CorDA claims, on a byte-level Llama whose knowledge is docstrings.
 
 Nothing is trained for C1: components of all linear layers are left out and bits per byte counted.
-For C2, C3 and C5 the model learns two-digit sums in 150 steps, all methods at one rate.
+For C2, C3 and C5 the model learns code in 150 steps, each method at its own learning rate. (It does
+not learn to add in so few: exact match on sums stays below 2 % with every method.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -19,14 +19,13 @@ from passband.bench.claims import Bench, Evidence, judge, not_shown
 
 DROPS = (8, 16, 32, 64)  # of 128 components; 8 is shown, not judged
 STEPS = 150
-LEARNED = 20.0  # % exact match of LoRA from which a difference of 2 points says something
-# One rate for all, not yet picked: at 150 steps no method adds (exact match below 2 % at 3e-3 on
-# calibration seed 1000), so that exact match can't rank rates.
+# Learning rates of the lowest bits/byte on code of calibration seed 1000, for each method from
+# 1e-3, 3e-3, 1e-2 and 3e-2.
 METHODS: dict[str, dict[str, Any]] = {
-    "LoRA": {"system": "lora", "lr": 3e-3},
-    "PiSSA": {"system": "pissa", "lr": 3e-3},
-    "plain smallest": {"system": "corda", "context": "none", "lr": 3e-3},
-    "KPA": {"system": "corda", "lr": 3e-3},
+    "LoRA": {"system": "lora", "lr": 1e-2},
+    "PiSSA": {"system": "pissa", "lr": 1e-2},
+    "plain smallest": {"system": "corda", "context": "none", "lr": 1e-2},
+    "KPA": {"system": "corda", "lr": 3e-2},
     "IPA": {"system": "corda", "mode": "instruction", "lr": 3e-3},
 }
 
@@ -193,7 +192,7 @@ def _distance(factors: Any, wanted: Tensor) -> float:
     return float(torch.linalg.norm(made - wanted) / torch.linalg.norm(wanted))
 
 
-# ---- training on sums ----------------------------------------------------------------------------
+# ---- training on code ----------------------------------------------------------------------------
 
 
 def forgets_least(bench: Bench) -> Evidence:
@@ -230,23 +229,16 @@ def _against_best(bench: Bench, others: Sequence[str], named: str) -> Evidence:
 
 
 def learns_as_well(bench: Bench) -> Evidence:
-    """C2-target: exact match of KPA minus that of LoRA, where LoRA has learned to add at all."""
+    """C2-target: bits/byte on held-out code, KPA over LoRA. Margin: 3 %."""
     rows = _trained(bench)
-    reference = float(np.mean(_column(rows["LoRA"], "exact_match")))
-    gaps = [
-        ours - theirs for ours, theirs in zip(
-            _column(rows["KPA"], "exact_match"), _column(rows["LoRA"], "exact_match"), strict=True
+    ratios = [
+        ours / theirs for ours, theirs in zip(
+            _column(rows["KPA"], "bits_per_byte"), _column(rows["LoRA"], "bits_per_byte"),
+            strict=True,
         )
     ]
-    found = judge(
-        gaps, margin=-2.0, better="higher", unit="points of exact match above LoRA",
-        details=_table(rows),
-    )
-    if reference >= LEARNED:
-        return found
-    return replace(
-        found, verdict="inconclusive",
-        obtained=f"{found.obtained}; LoRA itself is right in {reference:.1f} % only",
+    return judge(
+        ratios, margin=1.03, better="lower", unit="x the bits/byte of LoRA", details=_table(rows),
     )
 
 
@@ -271,9 +263,9 @@ Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
 def _trained(bench: Bench) -> Rows:
     """Result rows by method, one for each seed."""
-    scale = {"task": "lm-arithmetic", "budget": f"{STEPS} steps"}
+    scale = {"task": "lm-code", "budget": f"{STEPS} steps"}
     if bench.smoke:
-        scale = {"task": "lm-arithmetic", "size": "smoke", "preset": "smoke", "budget": "10 steps"}
+        scale = {"task": "lm-code", "size": "smoke", "preset": "smoke", "budget": "10 steps"}
     seeds = bench.seeds(1 if bench.smoke else 5)
     cells = [{**m, "seed": seed, **scale} for m in METHODS.values() for seed in seeds]
     rows = iter(bench.run_many(cells))
@@ -291,7 +283,7 @@ def _mean_loss(row: Mapping[str, Any]) -> float:
 
 
 def _table(rows: Rows) -> dict[str, Any]:
-    names = ("exact_match", "forgetting", "out_of_domain", "attach_seconds")
+    names = ("bits_per_byte", "forgetting", "out_of_domain", "attach_seconds")
     return {
         "columns": ["method", *names, "mean loss"],
         "rows": [

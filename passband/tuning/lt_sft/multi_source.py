@@ -23,10 +23,12 @@ Extension of the released code; Ansell et al. 2021 (MAD-G).
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.utils.data import default_collate
 
 from passband.errors import DataError, UnknownNameError
 from passband.parts.edits import Applied, Edit
@@ -127,3 +129,15 @@ class SourceBatches:
         rng.shuffle(turns)
         for language in turns:
             yield language, [self.examples[language][i] for i in queues[language].pop()]
+
+
+@dataclass(frozen=True)
+class Collated:
+    """The same as the training loop takes them: (tensors, language), again and again."""
+
+    batches: SourceBatches
+    collate: Callable[[list[Any]], Any] | None = None
+
+    def __iter__(self) -> Iterator[tuple[Any, str]]:
+        for language, examples in self.batches:
+            yield (self.collate or default_collate)(examples), language

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -11,10 +12,11 @@ from torch import nn
 from passband.bench.budget import Budget
 from passband.bench.system import Config
 from passband.parts.edits import compose
-from passband.tuning.adaptation import Adaptation
+from passband.tuning.adaptation import Adaptation, Output
 from passband.tuning.crosslingual import CrossLingual
 from passband.tuning.handle import Handle
 from passband.tuning.lt_sft.model import LTSFT
+from passband.tuning.lt_sft.multi_source import Collated, SourceBatches, Sources
 from passband.tuning.modules import Modules, shared
 from passband.tuning.tuner import Tuner, TunerConfig
 
@@ -46,6 +48,13 @@ class LTSFTConfig(TunerConfig):
     languages: bool = Field(
         True, description="on a cross-lingual job, learn a module for each language too"
     )
+    multi_source: bool = Field(
+        False, description="learn the task in every language the job has examples in, each batch "
+        "with the module of its language"
+    )
+    upsampling: dict[str, int] = Field(
+        {}, description="of several sources: how often a language's batches come in an epoch"
+    )
     language_lr: float | None = Field(None, gt=0, description="of these; null: lr")
     language_l1: float = Field(0.0, ge=0, description="l1_full and l1_sparse of these")
 
@@ -55,6 +64,8 @@ class LotteryTicketSFT(Modules, Tuner):
     >>> from passband import create
     >>> system = create("lt-sft", preset="smoke", density=0.1)
     """
+
+    _sources: Sources | None = None  # of the phase that runs
 
     Config: ClassVar[type[Config]] = LTSFTConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -114,8 +125,17 @@ class LotteryTicketSFT(Modules, Tuner):
         rate: float = self.config.lr
         return self.config.language_lr or rate if self.learning else rate
 
+    def languages_of(self, problem: CrossLingual) -> Mapping[str, Adaptation]:
+        more = problem.sources_texts if self.config.multi_source else {}
+        return {**problem.texts, **more}
+
     def in_language(self, problem: CrossLingual) -> Adaptation:
-        """The task on the model that speaks the source language already: its module is frozen."""
+        """The task on the model that speaks the source language already: its module is frozen.
+
+        Of several sources, each batch puts the module of its language on and off.
+        """
+        if self.config.multi_source and len(problem.sources) > 1:
+            return self._in_languages(problem)
         source = shared(self.modules[problem.source])
 
         def model() -> nn.Module:
@@ -124,6 +144,31 @@ class LotteryTicketSFT(Modules, Tuner):
             return found
 
         return replace(problem, model=model)
+
+    def _in_languages(self, problem: CrossLingual) -> Adaptation:
+        batches = SourceBatches(
+            problem.sources, self.config.batch_size, upsampling=self.config.upsampling,
+            seed=self.seed,
+        )
+
+        def output(model: nn.Module, batch: Any) -> Output:
+            examples, language = batch
+            assert self._sources is not None
+            self._sources.use(language)
+            return problem.output(model, examples)
+
+        return replace(problem, examples=Collated(batches, problem.collate), output=output)
+
+    def prepare(self, handle: Handle, problem: Adaptation) -> None:
+        self._sources = None
+        if isinstance(problem.examples, Collated):
+            edits = {n: shared(self.modules[n]) for n in problem.examples.batches.examples}
+            self._sources = Sources(handle, edits)
+
+    def _measure(self, handle: Handle, problem: Adaptation) -> None:
+        super()._measure(handle, problem)
+        if self._sources is not None:  # no step took the batch's module away
+            self._sources.drop()
 
     def speak(self, model: nn.Module, language: str, task: bool = True) -> nn.Module:
         """theta0 + phi_task + phi_language, in place; a language without a module adds nothing.
