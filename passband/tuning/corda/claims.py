@@ -20,7 +20,7 @@ from passband.bench.claims import Bench, Evidence, judge, not_shown
 DROPS = (8, 16, 32, 64)  # of 128 components; 8 is shown, not judged
 STEPS = 150
 # Learning rates of the lowest bits/byte on code of calibration seed 1000, for each method from
-# 1e-3, 3e-3, 1e-2 and 3e-2.
+# 1e-3, 3e-3, 1e-2 and 3e-2 (IPA from the last three).
 METHODS: dict[str, dict[str, Any]] = {
     "LoRA": {"system": "lora", "lr": 1e-2},
     "PiSSA": {"system": "pissa", "lr": 1e-2},
