@@ -187,6 +187,8 @@ def apply_system(
         return
     for path in written:
         say(str(path))
+    if (factor := monitor.figures.get("real_time_factor")) is not None:
+        say(f"real-time factor {factor:.2g}: seconds of work for each second of sound")
 
 
 @app.command()

@@ -120,7 +120,74 @@ def _leading_values(system: Any, data: Data[Any]) -> np.ndarray:
     return np.concatenate([layer.sigma for layer in report.layers])
 
 
+# ---- separate, enhance, vocode -------------------------------------------------------------------
+
+RATE = 8000
+
+
+def _voices(count: int, seed: int) -> Any:
+    """[count, L] of seven tenths of a second: harmonic tones that come and go."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange(round(0.7 * RATE)) / RATE
+    pitch = 90 + 250 * torch.rand(count, 1, generator=generator)
+    waves = sum(torch.sin(2 * torch.pi * k * pitch * time) / k for k in range(1, 9))
+    return 0.2 * waves * (1 + torch.sin(2 * torch.pi * 3 * time + pitch))
+
+
+def _speech(input_of: Callable[[Any, int], Any], target_of: Callable[[Any], Any]) -> Any:
+    """Data of four pairs made from two voices each, with a copy that a separator may look at."""
+    from passband.data.speech.pairs import Example, Fixed
+
+    def data(_: Card) -> Data[Any]:
+        pairs = Fixed(
+            [Example(input_of(_voices(2, seed), seed), target_of(_voices(2, seed)))
+             for seed in range(4)], sample_rate=RATE,
+        )
+        return Data(train=pairs, valid=pairs, name="harmonic tones")
+
+    return data
+
+
+def _noisy(voices: Any, seed: int) -> Any:
+    import torch
+
+    noise = torch.randn(voices.shape[-1], generator=torch.Generator().manual_seed(100 + seed))
+    return voices[0] + 0.1 * noise
+
+
+def _separated(system: Any, _: Data[Any]) -> np.ndarray:
+    return np.asarray(system.separate(_voices(2, 9).sum(0).numpy(), sample_rate=RATE))
+
+
+def _enhanced(system: Any, _: Data[Any]) -> np.ndarray:
+    return np.asarray(system.enhance(_voices(3, 9).numpy(), sample_rate=RATE))
+
+
+def _enhanced_in_parts(system: Any, _: Data[Any]) -> np.ndarray:
+    parts = np.split(_voices(3, 9).numpy(), [1])
+    return np.concatenate([system.enhance(x, sample_rate=RATE) for x in parts])
+
+
+def _mels(system: Any) -> np.ndarray:
+    return np.asarray(system.analyse(_voices(3, 9).numpy(), sample_rate=RATE))
+
+
+def _vocoded(system: Any, _: Data[Any]) -> np.ndarray:
+    return np.asarray(system.vocode(_mels(system)))
+
+
+def _vocoded_in_parts(system: Any, _: Data[Any]) -> np.ndarray:
+    return np.concatenate([system.vocode(mel) for mel in np.split(_mels(system), [1])])
+
+
 JOBS: dict[str, Job] = {
+    "separate": Job(_speech(lambda v, _: v.sum(0), lambda v: v), _separated),
+    "enhance": Job(_speech(_noisy, lambda v: v[0]), _enhanced, _enhanced_in_parts),
+    "vocode": Job(
+        _speech(lambda v, _: v[0], lambda v: v[0]), _vocoded, _vocoded_in_parts,
+    ),
     "solve": Job(_two_tones, _solution, _solution_in_parts),
     "adapt": Job(_eight_images, _logits, _logits_in_parts),
     "measure": Job(_eight_images, _leading_values),

@@ -521,7 +521,7 @@ def test_a_prefix_without_parameters() -> None:
         LTSFT(prefix="roberta").attach(network(), head=["head"])
 
 
-# ---- the system with several sources ---------------------------------------------------------------
+# ---- the system with several sources ------------------------------------------------------------
 
 
 def _two_sources() -> Data[Any]:

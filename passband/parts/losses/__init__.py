@@ -1,0 +1,1 @@
+"""Losses of waveforms and spectra, differentiable and averaged over the batch."""

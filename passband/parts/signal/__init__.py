@@ -1,0 +1,1 @@
+"""Signals in time and frequency: transforms, mel scales, compression, sample rates, levels."""

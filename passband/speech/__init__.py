@@ -1,0 +1,1 @@
+"""Separation, enhancement and vocoding of speech."""

@@ -1,0 +1,1 @@
+"""What the separators, enhancers and vocoders are compared with."""

@@ -1,0 +1,1 @@
+"""BSRNN: band-split recurrent separation, with the bands and masks of TIGER."""

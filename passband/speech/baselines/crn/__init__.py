@@ -1,0 +1,1 @@
+"""CRN: a convolutional recurrent network that masks the noisy spectrum."""

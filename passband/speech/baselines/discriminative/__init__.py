@@ -1,0 +1,1 @@
+"""A network from noisy to clean spectra without any diffusion."""

@@ -1,0 +1,1 @@
+"""TF-GridNet: recurrent networks over bins and frames, attention over frames, complex mapping."""

@@ -1,0 +1,1 @@
+"""iSTFTNet: a mel vocoder that ends in a small inverse STFT (Kaneko et al., ICASSP 2022)."""

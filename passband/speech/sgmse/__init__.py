@@ -1,0 +1,1 @@
+"""SGMSE+: speech enhancement and dereverberation by a reverse diffusion (Richter et al., 2023)."""
