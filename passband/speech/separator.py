@@ -1,8 +1,8 @@
 """Systems with the verb `separate`: one recording in, one waveform for each talker out.
 
->>> system = create("tiger", preset="smoke")
->>> system.separate(mix, sample_rate=44_100).shape      # mix [44100]
-(2, 44100)
+>>> mixture = np.random.default_rng(0).normal(0, 0.1, 11_025).astype(np.float32)
+>>> create("tiger", preset="smoke").separate(mixture, sample_rate=22_050).shape
+(2, 11025)
 """
 
 from __future__ import annotations

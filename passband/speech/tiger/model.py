@@ -32,10 +32,10 @@ from passband.speech.tiger.attention import FullAttention
 from passband.speech.tiger.scales import MultiScale
 
 
-class Path(nn.Module):
+class OnePath(nn.Module):
     """One path of the FFI: MSA, F3A and norm along the third axis, [B, A, S, N] -> the same.
 
-    >>> Path(channels=8, hidden=16, depth=3)(torch.randn(1, 4, 10, 8)).shape
+    >>> OnePath(channels=8, hidden=16, depth=3)(torch.randn(1, 4, 10, 8)).shape
     torch.Size([1, 4, 10, 8])
 
     attention  False: without F3A, the ablation
@@ -73,7 +73,7 @@ class Interleave(nn.Module):
         super().__init__()
         self.iterations, self.recompute = iterations, recompute
         sizes = (channels, hidden, depth, heads, width, legacy_topdown, attention)
-        self.over_bands, self.over_frames = Path(*sizes), Path(*sizes)
+        self.over_bands, self.over_frames = OnePath(*sizes), OnePath(*sizes)
         bound = 1.0  # a convolution of one tap and one channel starts within 1 / sqrt(1)
         self.gain = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
