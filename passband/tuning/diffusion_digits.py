@@ -15,7 +15,7 @@ The distance is between Gaussians in the 32 features of the classifier.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -92,14 +92,15 @@ def styled(name: str, seed: int, size: Size) -> Data[Adaptation]:
     def start() -> dict[str, float]:
         key = {"prior": asdict(prior), "style": name, "data": digits().fingerprint}
         found: dict[str, float] = stored_json(
-            "tuning-diffusion", key, lambda: _of_prior(measure, prior)
+            "tuning-diffusion", key, lambda: of_prior(measure, prior)
         )
         return found
 
     return Data(train=job, test=Exam(job.model, measure, start), name=job.name)
 
 
-def _of_prior(measure: Any, prior: Prior) -> Mapping[str, float]:
+def of_prior(measure: Any, prior: Prior) -> Mapping[str, float]:
+    """A measure of the pretrained model."""
     model = pretrained(prior)
     with evaluating(model), torch.no_grad():
         found: Mapping[str, float] = measure(model)
@@ -158,7 +159,9 @@ def prior_distance(model: nn.Module, prior: Prior, seed: int = 0) -> float:
     return distance(images, _held_out())
 
 
-def drawn(model: nn.Module, classes: range, prior: Prior, seed: int = 0) -> Digits:
+def drawn(
+    model: nn.Module, classes: Iterable[int], prior: Prior, seed: int = 0
+) -> Digits:
     """Images in [0, 1] that a model draws of some classes, equally many of each."""
     labels = torch.tensor(list(classes)).repeat(prior.drawn)
     images = DIFFUSION.ddim(model, labels, steps=prior.sampling, seed=seed)

@@ -219,8 +219,10 @@ _ALL: tuple[Task, ...] = (
     ),
     Adapt(
         "digits-style",
-        "a class-conditional diffusion model of digits learns five of them in a new style",
-        f"{_DIFFUSION}:style", unit="%", retention="accuracy of the other five classes as drawn",
+        "a class-conditional diffusion model of digits learns five of them in a new style; or "
+        "your pictures (--data DIR with metadata.jsonl: file_name, text)",
+        f"{_DIFFUSION}:style", read=f"{_JOBS}.image_folder:read", unit="%",
+        retention="accuracy of the other five classes as drawn",
         target=Metric("fd", "", "lower", about="Frechet distance of drawn to unseen styled digits"),
         between="(minus) Frechet distance to the style in the other five classes",
     ),
