@@ -3,8 +3,9 @@
 Bias: a vision transformer pretrained with 30 % wrong labels and few images of classes 5 to 9 learns
 from 300 clean, imbalanced ones; rank 4, 150 steps. Forgetting: the Llama knows docstrings and
 learns code; rank 8, 150 steps. Learning rates are the best for each method on calibration seed
-1000: on digits of 1e-3, 3e-3 and 1e-2 by balanced accuracy, on code of 1e-3, 3e-3, 1e-2 and 3e-2 by
-bits/byte. Weights of the penalties are the paper's.
+1000: on digits of 1e-3, 3e-3 and 1e-2 by balanced accuracy; on code by bits/byte, PiSSA and LoRA of
+1e-3, 3e-3, 1e-2 and 3e-2, BA-LoRA and l1 alone of 3e-3 and 1e-2. Weights of the penalties are the
+paper's.
 """
 
 from __future__ import annotations

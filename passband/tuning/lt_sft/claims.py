@@ -33,7 +33,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "task only": ("lt-sft", {"lr": 1e-2, "languages": False}),
     "MAD-X": ("mad-x", {"lr": 1e-2}),
 }
-# The task in five languages, with modules for all of them: 150 steps for each and for the task.
+# The task in five languages, with modules for all of them: 150 steps for each and for the task. Its
+# rate is that of LT-SFT, without trials of its own.
 SEVERAL: tuple[str, dict[str, Any]] = ("lt-sft", {"lr": 3e-3, "multi_source": True})
 SEVERAL_STEPS = "1350 steps"
 COLUMNS = (
