@@ -11,7 +11,15 @@ from pydantic import Field, model_validator
 
 from passband.bench.system import Config
 from passband.parts.mel_upsampler import check_stages
-from passband.speech.gan_vocoder import BLOCKS, HIFIGAN, ISTFTNET, GANVocoder, GANVocoderConfig
+from passband.speech.gan_vocoder import (
+    BLOCKS,
+    HIFIGAN,
+    ISTFTNET,
+    SMALL,
+    SMOKE,
+    GANVocoder,
+    GANVocoderConfig,
+)
 from passband.speech.istftnet import artefacts, export
 from passband.speech.istftnet.model import ISTFTNet, shrunk
 
@@ -66,14 +74,8 @@ class ISTFTNetVocoder(GANVocoder):
             "sample_rate": 44_100, "n_fft": 2048, "hop_length": 512, "n_mels": 128,
             "fmax": 22_050.0, "seconds": 16_384 / 44_100,
         },
-        "small": {
-            "channels": 64, "seconds": 4096 / 22_050, "batch_size": 4, "critic_width": 1 / 16,
-            "steps": 400, "lr": 1e-3,
-        },
-        "smoke": {
-            "channels": 32, "seconds": 2048 / 22_050, "batch_size": 2, "critic_width": 1 / 32,
-            "steps": 10, "lr": 2e-3,
-        },
+        "small": SMALL,
+        "smoke": SMOKE,
     }
 
     def build(self) -> ISTFTNet:

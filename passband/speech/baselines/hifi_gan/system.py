@@ -9,7 +9,14 @@ from pydantic import Field, model_validator
 from passband.bench.system import Config
 from passband.parts.mel_upsampler import check_stages
 from passband.speech.baselines.hifi_gan.model import HiFiGAN, check_product
-from passband.speech.gan_vocoder import BLOCKS, HIFIGAN, GANVocoder, GANVocoderConfig
+from passband.speech.gan_vocoder import (
+    BLOCKS,
+    HIFIGAN,
+    SMALL,
+    SMOKE,
+    GANVocoder,
+    GANVocoderConfig,
+)
 
 V1: dict[str, Any] = HIFIGAN | {"channels": 512, "rates": (8, 8, 2, 2)}
 V2 = V1 | {"channels": 128}
@@ -40,14 +47,8 @@ class HiFiGANVocoder(GANVocoder):
     Config: ClassVar[type[Config]] = HiFiGANConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": V1, "v1": V1, "v2": V2, "v3": V3,
-        "small": {
-            "channels": 64, "seconds": 4096 / 22_050, "batch_size": 4, "critic_width": 1 / 16,
-            "steps": 400, "lr": 1e-3,
-        },
-        "smoke": {
-            "channels": 32, "seconds": 2048 / 22_050, "batch_size": 2, "critic_width": 1 / 32,
-            "steps": 10, "lr": 2e-3,
-        },
+        "small": SMALL,
+        "smoke": SMOKE,
     }
 
     def build(self) -> HiFiGAN:
