@@ -42,6 +42,7 @@ from passband.bench.journal import Journal, Row
 from passband.bench.loop_config import LoopConfig
 from passband.bench.loop_setup import check, hint, is_lbfgs, learned, open_accelerator
 from passband.bench.optim import build_optimizer
+from passband.bench.plateau import Plateau
 from passband.bench.schedule import crossed, spent
 from passband.bench.stateful import Stateful, check_shapes, cloned
 from passband.bench.streams import Streams
@@ -66,7 +67,8 @@ class Outcome:
 
     seconds   of the budget; `looked` seconds went to `monitor.test_error` besides
     selected  the rule that chose the weights
-    stopped   "budget", or "converged" when the optimiser can't move any more
+    stopped   "budget"; "converged" when the optimiser can't move any more; "stale" after
+              `stop_after` validations without a better one
     values    the last losses, and validation at the selected weights
     rows      curves: {"step", "seconds", "loss", "lr", ...} each
     """
@@ -133,7 +135,10 @@ def train(
         raise ConfigError("train got both or neither of loss and step", expected="one of them")
     if isinstance(optimizer, Optimizer) or optimizer is None:
         optimizer = {"": optimizer or build_optimizer(module.parameters(), config)}
-    check(config, optimizer, validated=validate is not None, custom=step is not None)
+    check(
+        config, optimizer, validated=validate is not None, custom=step is not None,
+        stateful=state is not None,
+    )
     folder = checkpoints
     if folder is None and system is not None and system.checkpoints is not None:
         folder = system.checkpoints / "loop"
@@ -237,6 +242,7 @@ class _Loop:
             Average(self.tensors, config.ema, warmup=config.ema_warmup) if config.ema else None
         )
         self.best: dict[str, Any] | None = None
+        self.plateau = Plateau.of(config)
         self.journal = Journal(self.monitor if self.main else None, self._mean, hint(config))
         self.stopped = ""
         self.seconds = 0.0  # spent of the budget, agreed on by all processes
@@ -264,7 +270,7 @@ class _Loop:
                 before, done = fraction, self.meter.steps
                 if self.state is not None:
                     self._advance(self.state, before)
-                scale = config.factor(done, before)
+                scale = config.factor(done, before) * self.plateau.scale
                 for group in (g for o in self.raw.values() for g in o.param_groups):
                     group["lr"] = group["initial_lr"] * scale
                 micro = next(batches)
@@ -445,20 +451,29 @@ class _Loop:
 
     def _validate(self) -> None:
         assert self.validate is not None
+        config = self.config
         self._seed(0)  # a validation with noise (a diffusion loss) sees the same noise each time
         with swapped(self.tensors, self._candidate), evaluating(self.module), torch.no_grad():
             values = {name: float(v) for name, v in self.validate(self.module).items()}
         self.journal.add(self.meter.steps, self.seconds + self.looked, values)
-        if self.config.select == "last":
+        if config.select == "last":
             return
-        rule, name = self.config.select.split()
+        rule, name = config.select.split()
         if name not in values:
             raise UnknownNameError("validation metric", name, values)
         score = values[name] if rule == "lowest" else -values[name]
-        if math.isfinite(score) and (self.best is None or score < self.best["score"]):
+        better = math.isfinite(score) and (self.best is None or score < self.best["score"])
+        if better:
             tensors = clone(self._candidate or self.tensors)
             state = cloned(self.state.state_dict()) if self.state is not None else None
             self.best = {"score": score, "values": values, "tensors": tensors, "state": state}
+        dropped = self.plateau.see(better)
+        if dropped and config.reload and self.best is not None:
+            copy_into(self.tensors, self.best["tensors"])
+            if self.average:
+                copy_into(self.average.tensors, self.best["tensors"])
+        if self.plateau.exhausted:
+            self.stopped = self.stopped or "stale"
 
     def _look(self) -> None:
         """Let the report see the error."""
@@ -548,6 +563,7 @@ class _Loop:
             },
             "scaler": scaler.state_dict() if scaler is not None else None,
             "best": self.best,
+            "plateau": self.plateau.state(),
             "iteration": self.iteration,
             "meter": {**self.meter.spent(), "seconds": self.seconds, "looked": self.looked},
             "journal": self.journal.state(),
@@ -574,6 +590,7 @@ class _Loop:
         if tree["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(tree["scaler"])
         self.best = tree["best"]
+        self.plateau.load_state(tree["plateau"])
         self.iteration, self.stopped = tree["iteration"], tree["stopped"]
         self.journal.load_state(tree["journal"])
         meter = tree["meter"]

@@ -2,6 +2,7 @@
 
 >>> LoopConfig(lr=3e-4, schedule="cosine", warmup=0.05, ema=0.999)
 >>> LoopConfig(select="highest si_sdr")        # weights of the best validation, not the last ones
+>>> LoopConfig(select="lowest loss", schedule="plateau", drop=0.5, patience=5, stop_after=10)
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from passband.bench.optim import OPTIMIZERS
-from passband.bench.schedule import SHAPES, factor
+from passband.bench.schedule import SCHEDULES, factor
 from passband.bench.system import Config
 
 
@@ -38,11 +39,16 @@ class LoopConfig(Config):
     lbfgs_history: int = _field(50, "curvature pairs that L-BFGS keeps", gt=0)
     clip: float | None = _field(None, "largest norm of the gradient", gt=0)
 
-    schedule: str = _field("constant", f"{', '.join(SHAPES)} or step")
+    schedule: str = _field("constant", f"one of {', '.join(SCHEDULES)}")
     warmup: float = _field(0.0, "below 1: share of the budget, else steps", ge=0)
     final: float = _field(0.0, "lr at the end of cosine, linear / peak lr", ge=0, le=1)
     drop_every: float = _field(0.5, "step: share of the budget (< 1) or steps", gt=0)
-    drop: float = _field(0.1, "step: lr is multiplied by this each time", gt=0, le=1)
+    drop: float = _field(0.1, "step, plateau: lr is multiplied by this each time", gt=0, le=1)
+    patience: int = _field(5, "plateau: validations without a better one until lr drops", gt=0)
+    reload: bool = _field(False, "plateau: go on from the best weights each time")
+    stop_after: int | None = _field(
+        None, "validations without a better one until the run ends; None: the budget ends it", gt=0
+    )
 
     ema: float | None = _field(None, "decay of the average of the weights", gt=0, lt=1)
     ema_warmup: bool = _field(True, "decay starts low: min(ema, (1 + n) / (10 + n))")
@@ -65,8 +71,8 @@ class LoopConfig(Config):
     @field_validator("schedule")
     @classmethod
     def _known_schedule(cls, name: str) -> str:
-        if name not in (*SHAPES, "step"):
-            raise ValueError(f"one of {', '.join(SHAPES)}, step")
+        if name not in SCHEDULES:
+            raise ValueError(f"one of {', '.join(SCHEDULES)}")
         return name
 
     @field_validator("select")
@@ -78,7 +84,7 @@ class LoopConfig(Config):
         return rule
 
     def factor(self, steps: int, fraction: float) -> float:
-        """What the learning rate is multiplied with."""
+        """What the learning rate is multiplied with; `Plateau.scale` comes on top."""
         return factor(
             self.schedule, steps=steps, fraction=fraction, warmup=self.warmup, final=self.final,
             drop_every=self.drop_every, drop=self.drop,

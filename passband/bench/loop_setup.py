@@ -10,12 +10,14 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from passband.bench import plateau
 from passband.bench.loop_config import LoopConfig
 from passband.errors import ConfigError
 
 
 def check(
-    config: LoopConfig, optimizers: Mapping[str, Optimizer], *, validated: bool, custom: bool
+    config: LoopConfig, optimizers: Mapping[str, Optimizer], *, validated: bool, custom: bool,
+    stateful: bool = False,
 ) -> None:
     """Refuse what can't work before any long work starts."""
     line_search = any(is_lbfgs(o) for o in optimizers.values())
@@ -40,6 +42,7 @@ def check(
             f"select = {config.select!r} without validation", expected="a validate function",
             mend="give validation data, or select='last'",
         )
+    plateau.check(config, stateful=stateful)
 
 
 def hint(config: LoopConfig) -> str:

@@ -5,7 +5,8 @@
 >>> factor("constant", steps=5, fraction=0.001, warmup=10)      # 10 steps of linear warm-up
 0.5
 
-A schedule keeps no state, so there is nothing of it to save or to restore.
+A schedule keeps no state, so there is nothing of it to save or to restore; what validation does to
+the learning rate has one, and a file of its own: `plateau`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ Shape = Callable[[float], float]
 # Share of the time after the warm-up, in [0, 1] -> factor in [0, 1].
 SHAPES: dict[str, Shape] = {
     "constant": lambda x: 1.0,
+    "plateau": lambda x: 1.0,  # until `plateau.Plateau` says otherwise
     "linear": lambda x: 1.0 - x,
     "cosine": lambda x: 0.5 * (1.0 + math.cos(math.pi * x)),
 }
+SCHEDULES = (*SHAPES, "step")
 
 
 def factor(
@@ -31,7 +34,7 @@ def factor(
 ) -> float:
     """What the learning rate is multiplied with.
 
-    name        "constant", "linear", "cosine" or "step"
+    name        one of SCHEDULES
     steps       done so far
     fraction    of the budget spent, in [0, 1]
     warmup      length of the linear warm-up: below 1 a share of the budget, else steps

@@ -207,9 +207,12 @@ def _plain(layer: nn.Module) -> nn.Module:
     """A convolution with the weight that a parametrized one has now."""
     assert isinstance(layer, (nn.Conv1d, nn.ConvTranspose1d))
     kind = nn.ConvTranspose1d if isinstance(layer, nn.ConvTranspose1d) else nn.Conv1d
+    more: Any = {}
+    if isinstance(layer, nn.ConvTranspose1d):
+        more["output_padding"] = layer.output_padding[0]
     plain = kind(
         layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0],
-        int(layer.padding[0]), dilation=layer.dilation[0], device="meta",
+        int(layer.padding[0]), dilation=layer.dilation[0], device="meta", **more,
     )
     assert layer.bias is not None
     plain.weight = nn.Parameter(layer.weight.detach().clone())

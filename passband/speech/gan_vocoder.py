@@ -2,21 +2,22 @@
 
     class Mine(GANVocoder):
         Config = MineConfig                       # a GANVocoderConfig
-        def build(self): return Network(...)      # an Upsampler: mel [B, M, T] -> wave [B, T hop]
+        def build(self): return Network(...)      # a MelNetwork: mel [B, M, T] -> wave [B, T hop]
 
     L_D = sum (1 - D(y))^2 + D(G)^2
     L_G = a sum (1 - D(G))^2 + f feature matching + m L1(log-mel(y), log-mel(G))
 
 Per step the discriminators first, on a wave without gradient, then the generator against their new
-weights. The loss's mel spectrogram reaches half the sample rate.
+weights. The loss's mel spectrogram reaches half the sample rate. Other discriminators, penalties
+and distances: override `build_critics`, `penalty`, `critic_weights` and `distance`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import Field, field_validator
@@ -29,15 +30,17 @@ from passband.bench.streams import Streams
 from passband.bench.system import Config
 from passband.errors import CheckpointError, ConfigError
 from passband.parts.critics import (
+    LEAST_SQUARES,
     MultiPeriod,
     MultiScale,
     Opinion,
+    Penalty,
     critic_loss,
     feature_matching,
     generator_loss,
 )
 from passband.parts.losses.spectral import LogMelL1
-from passband.parts.mel_upsampler import LARGE, LIGHT, Blocks, Upsampler, fused
+from passband.parts.mel_upsampler import LARGE, LIGHT, Blocks, fused
 from passband.parts.signal.mel import LogMel
 from passband.speech.frame_stream import FrameStream, in_pieces
 from passband.speech.given_mels import GivenMels, recordings_of
@@ -70,8 +73,24 @@ SMOKE: dict[str, Any] = {
 }
 
 
-class GANVocoderConfig(VocoderConfig):
-    """The up-sampling network, its discriminators and the weights of the losses."""
+class MelNetwork(Protocol):
+    """A generator in two parts: what has weights, and how its output becomes a wave.
+
+    around  frames of mel before and after a piece that its samples depend on
+    """
+
+    @property
+    def around(self) -> tuple[int, int]: ...
+
+    def __call__(self, mel: Tensor) -> Tensor: ...
+
+    def features(self, mel: Tensor) -> Tensor: ...
+
+    def finish(self, hidden: Tensor) -> Tensor: ...
+
+
+class AdversarialConfig(VocoderConfig):
+    """Discriminators, the weights of the losses, and use; a network's own fields follow."""
 
     seconds: float = Field(
         SEGMENT / 22_050, gt=0, le=60, description="of a training segment, rounded to whole frames"
@@ -88,22 +107,13 @@ class GANVocoderConfig(VocoderConfig):
     win_length: int | None = Field(
         None, gt=0, description="samples of the analysis window; null: n_fft"
     )
-    channels: int = Field(512, gt=0, description="of the first layer, halved at every stage")
-    rates: tuple[int, ...] = Field((8, 8), description="of the up-sampling stages")
-    kernels: tuple[int, ...] | None = Field(
-        None, description="of the up-sampling layers; null: twice the rate, 3 for a rate of 1"
-    )
-    blocks: Literal["large", "light"] = Field(
-        "large", description="residual blocks: large (V1, V2: kernels 3, 7, 11) or light (V3)"
-    )
-    initial: Literal["normal", "default"] = Field(
-        "default", description="first weights: torch's, or normal: N(0, 0.01) as the papers say"
-    )
-
     critic_width: float = Field(1.0, gt=0, le=4, description="of the discriminators' channels")
     mel_weight: float = Field(45.0, ge=0, description="of the log-mel loss")
     feature_weight: float = Field(2.0, ge=0, description="of feature matching")
     adversarial_weight: float = Field(1.0, ge=0, description="of the adversarial loss")
+    critic_start: int = Field(
+        0, ge=0, description="steps of the generator alone, before there are discriminators"
+    )
     pretrained: str | None = Field(
         None, description="weights to start from: a saved system or a published .pt checkpoint"
     )
@@ -119,6 +129,22 @@ class GANVocoderConfig(VocoderConfig):
         "times as fast on CPUs that have it, 50 dB below the signal off"
     )
 
+
+class GANVocoderConfig(AdversarialConfig):
+    """A network that up-samples as HiFi-GAN's does."""
+
+    channels: int = Field(512, gt=0, description="of the first layer, halved at every stage")
+    rates: tuple[int, ...] = Field((8, 8), description="of the up-sampling stages")
+    kernels: tuple[int, ...] | None = Field(
+        None, description="of the up-sampling layers; null: twice the rate, 3 for a rate of 1"
+    )
+    blocks: Literal["large", "light"] = Field(
+        "large", description="residual blocks: large (V1, V2: kernels 3, 7, 11) or light (V3)"
+    )
+    initial: Literal["normal", "default"] = Field(
+        "default", description="first weights: torch's, or normal: N(0, 0.01) as the papers say"
+    )
+
     @field_validator("rates", "kernels")
     @classmethod
     def _positive(cls, values: tuple[int, ...] | None) -> tuple[int, ...] | None:
@@ -130,12 +156,13 @@ class GANVocoderConfig(VocoderConfig):
 class GANVocoder(Vocoder):
     """Base of the rooms. A subclass gives `build`."""
 
-    Config: ClassVar[type[Config]] = GANVocoderConfig
+    Config: ClassVar[type[Config]] = AdversarialConfig
+    penalty: Penalty = LEAST_SQUARES
 
     def __init__(self, config: Config | None = None, *, seed: int = 0) -> None:
         super().__init__(config, seed=seed)
         self._critics: nn.ModuleList | None = None
-        self._fused: tuple[Any, Upsampler] | None = None
+        self._fused: tuple[Any, MelNetwork] | None = None
 
     def log_mel(self) -> LogMel:
         c = self.config
@@ -146,6 +173,28 @@ class GANVocoder(Vocoder):
     def segment(self) -> int:
         hop = self.config.hop_length
         return max(1, round(self.config.seconds * self.config.sample_rate / hop)) * hop
+
+    # ---- what a method may change ----------------------------------------------------------
+
+    def build_critics(self) -> Sequence[nn.Module]:
+        """Fresh discriminators, `parts.critics.Critic` each."""
+        width = self.config.critic_width
+        return [MultiPeriod(width=width), MultiScale(width=width)]
+
+    def critic_weights(self) -> Sequence[float] | None:
+        """Of all their sub-discriminators in turn; None: 1 each."""
+        return None
+
+    def distance(
+        self, wave: Tensor, made: Tensor, hidden: Tensor
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """What the generator lowers besides what the discriminators say, and values to log.
+
+        wave, made  [B, L], the recording's and the generator's
+        hidden      what the network made its wave of
+        """
+        found = self._mel_loss.to(wave.device)(made.float(), wave)
+        return self.config.mel_weight * found, {"mel": found.detach()}
 
     # ---- learning --------------------------------------------------------------------------
 
@@ -193,28 +242,40 @@ class GANVocoder(Vocoder):
         """One turn of both players on waves [B, L], with their mels where those were given."""
         given, wave = batch
         mel = given if given.ndim == 3 else self._condition.to(wave.device)(wave)
-        critics, count = stage.module["critic"], len(wave)
-        fake = stage.module["generator"](mel)
+        generator, critics = stage.module["generator"], stage.module["critic"]
+        hidden = generator.features(mel)
+        fake = generator.finish(hidden)
+        if stage.iteration < self.config.critic_start:
+            distance, values = self.distance(wave, fake, hidden)
+            nothing = torch.zeros_like(distance)
+            silent = dict.fromkeys(("critic", "adversarial", "features"), nothing)
+            return {"loss": stage.update(distance, "generator"), **silent, **values}
 
         # One pass over both halves: the weights' norms are computed once.
-        both = [_halves(o, count) for o in _judged(critics, torch.cat([wave, fake.detach()]))]
-        critic = stage.update(critic_loss([a for a, _ in both], [b for _, b in both]), "critic")
+        both = [_halves(o, len(wave)) for o in _judged(critics, torch.cat([wave, fake.detach()]))]
+        weights = self.critic_weights()
+        critic = stage.update(
+            critic_loss([a for a, _ in both], [b for _, b in both], self.penalty, weights),
+            "critic",
+        )
 
+        c = self.config
         with _frozen(critics), parametrize.cached():
             with torch.no_grad():
-                real = _judged(critics, wave)
+                real = _judged(critics, wave) if c.feature_weight else []
             opinions = _judged(critics, fake)
-            adversarial = generator_loss(opinions)
-            features = feature_matching(real, opinions, weight=1.0)
-            distance = self._mel_loss.to(wave.device)(fake.float(), wave)
-            c = self.config
+            adversarial = generator_loss(opinions, self.penalty, weights)
+            features = adversarial.new_zeros(())
+            if real:
+                features = feature_matching(real, opinions, weight=1.0, weights=weights)
+            distance, values = self.distance(wave, fake, hidden)
             loss = stage.update(
-                c.adversarial_weight * adversarial + c.feature_weight * features
-                + c.mel_weight * distance, "generator",
+                c.adversarial_weight * adversarial + c.feature_weight * features + distance,
+                "generator",
             )
         return {
             "loss": loss, "critic": critic, "adversarial": adversarial.detach(),
-            "features": features.detach(), "mel": distance.detach(),
+            "features": features.detach(), **values,
         }
 
     def validate(self, module: Any, pairs: Pairs) -> Mapping[str, float]:
@@ -235,11 +296,10 @@ class GANVocoder(Vocoder):
         return LogMelL1(c.sample_rate, c.n_fft, c.hop_length, c.win_length, c.n_mels, c.fmin)
 
     def _new_critics(self) -> nn.ModuleList:
-        width = self.config.critic_width
         with torch.random.fork_rng(devices=[]):
             # A place of their own in the stream of first weights, beside the generator's.
             torch.default_generator.manual_seed(Streams(self.seed).init.torch_seed(1))
-            return nn.ModuleList([MultiPeriod(width=width), MultiScale(width=width)])
+            return nn.ModuleList(self.build_critics())
 
     def _start_from(self, path: str, network: nn.Module, critics: nn.ModuleList) -> None:
         found = read_weights(path)
@@ -290,7 +350,7 @@ class GANVocoder(Vocoder):
         before, after = net.around
         return FrameStream(self._infer(net), self.config.hop_length, before, after)
 
-    def _infer(self, net: Upsampler) -> Any:
+    def _infer(self, net: MelNetwork) -> Any:
         reduced = self.config.inference == "bf16"
 
         def infer(mel: Tensor) -> Tensor:
@@ -303,7 +363,7 @@ class GANVocoder(Vocoder):
 
         return infer
 
-    def _plain(self) -> Upsampler:
+    def _plain(self) -> MelNetwork:
         """The network with plain weights, folded anew when the learned ones have moved."""
         now = [(id(p), p._version) for p in self.network.parameters()]
         if self._fused is None or self._fused[0] != now:

@@ -45,6 +45,25 @@ class SpeechConfig(Config):
     clip: float | None = Field(5.0, gt=0, description="largest norm of the gradient; null: none")
     schedule: str = Field("constant", description="of the learning rate")
     warmup: float = Field(0.0, ge=0, description="below 1: share of the budget, else steps")
+    drop_every: float = Field(
+        0.5, gt=0, description="schedule step: share of the budget (below 1) or steps"
+    )
+    drop: float = Field(
+        0.1, gt=0, le=1, description="schedules step and plateau: lr is multiplied by this"
+    )
+    patience: int = Field(
+        5, gt=0, description="schedule plateau: validations without a better one until lr drops"
+    )
+    reload: bool = Field(
+        False, description="schedule plateau: go on from the best weights when lr drops"
+    )
+    stop_after: int | None = Field(
+        None, gt=0, description="validations without a better one until training ends; null: the "
+        "budget ends it"
+    )
+    validate_every: int | None = Field(
+        None, gt=0, description="steps from validation to validation; null: 20 times a run"
+    )
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of averaged weights, which are then the ones kept"
     )
@@ -108,6 +127,8 @@ class Trained(System):
             "steps": c.steps, "batch_size": c.batch_size, "optimizer": c.optimizer, "lr": c.lr,
             "betas": c.betas, "weight_decay": c.weight_decay, "clip": c.clip,
             "schedule": c.schedule, "warmup": c.warmup, "ema": c.ema, "precision": c.precision,
+            "drop_every": c.drop_every, "drop": c.drop, "patience": c.patience,
+            "reload": c.reload, "stop_after": c.stop_after, "validate_every": c.validate_every,
             "select": c.select, "looks": 1, **changes,
         })
 

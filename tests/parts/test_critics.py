@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from passband.errors import ConfigError, DataError
 from passband.parts.critics import (
+    HINGE,
     MultiPeriod,
+    MultiResolution,
     MultiScale,
     Opinion,
     critic_loss,
@@ -131,3 +133,51 @@ def test_narrow_layers_keep_their_groups_divisible():
     full = [conv.groups for conv in MultiScale().discriminators[1].convs]
     assert full == [1, 4, 16, 16, 16, 16, 1]
     assert math.isclose(count(MultiPeriod(width=1 / 16)), 41_105_770 / 256, rel_tol=0.05)
+
+
+# ---- spectrograms, hinges, weights ---------------------------------------------------------------
+
+
+def test_multi_resolution_sees_bands_of_the_levelled_spectrogram() -> None:
+    critic = MultiResolution(width=1 / 8)
+    assert sum(p.numel() for p in MultiResolution().parameters()) == 1_413_990  # the authors'
+    wave = 0.1 * torch.randn(2, 3000)
+    opinions = critic(wave)
+    for a, b in zip(opinions, critic(7 * wave + 0.3), strict=True):  # level and offset tell nothing
+        torch.testing.assert_close(a.score, b.score, rtol=1e-3, atol=1e-5)
+    part = critic.discriminators[2]  # windows of 512 samples: 257 bins
+    assert part.bands == [(0, 25), (25, 64), (64, 128), (128, 192), (192, 257)]
+    level = wave - wave.mean(-1, keepdim=True)
+    level = 0.8 * level / level.abs().amax(-1, keepdim=True)
+    spectrum = torch.stft(
+        level, 512, 128, window=torch.hann_window(512), return_complex=True
+    ).transpose(1, 2)
+    expected = torch.stack([spectrum.real, spectrum.imag], 1)
+    torch.testing.assert_close(part.spectrogram(wave[:, None]), expected, rtol=1e-4, atol=1e-4)
+    frames, bins = expected.shape[-2], [4, 5, 8, 8, 9]  # a band after three strides of 2
+    assert opinions[2].features[3].shape == (2, 4, frames, bins[0])
+    assert opinions[2].score.shape == (2, frames * sum(bins))
+
+
+def test_hinges_and_weights_by_hand() -> None:
+    def said(*scores: float) -> list[Opinion]:
+        return [Opinion(torch.tensor([[s]]), [torch.tensor([s])]) for s in scores]
+
+    real, fake = said(2.0, 0.5), said(-3.0, 0.25)
+    assert float(critic_loss(real, fake, HINGE)) == pytest.approx(0 + 0 + 0.5 + 1.25)
+    assert float(generator_loss(fake, HINGE)) == pytest.approx(4 + 0.75)
+    weights = [0.5, 0.1]
+    assert float(generator_loss(fake, HINGE, weights)) == pytest.approx(2 + 0.075)
+    assert float(critic_loss(real, fake, weights=weights)) == pytest.approx(
+        0.5 * (1 + 9) + 0.1 * (0.25 + 0.0625)
+    )
+    assert float(feature_matching(real, fake, 1.0, weights)) == pytest.approx(2.5 + 0.025)
+
+
+def test_features_may_begin_after_the_first_layer() -> None:
+    critic, wave = MultiPeriod(width=1 / 32), torch.randn(1, 300)
+    whole = critic(wave)
+    critic.first = 1
+    for a, b in zip(whole, critic(wave), strict=True):
+        assert torch.equal(a.score, b.score) and len(b.features) == len(a.features) - 1
+        assert torch.equal(a.features[1], b.features[0])

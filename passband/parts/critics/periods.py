@@ -62,11 +62,15 @@ class MultiPeriod(nn.Module):
     """
     periods  samples that lie under each other, one sub-discriminator each
     width    of the channels; 1 / 16 judges small generators at a hundredth of the cost
+    first    layer from which on outputs are features: 0 in HiFi-GAN, 1 in Vocos
     Raises `DataError` for waves shorter than the longest period.
     """
 
-    def __init__(self, periods: Sequence[int] = PERIODS, width: float = 1.0) -> None:
+    def __init__(
+        self, periods: Sequence[int] = PERIODS, width: float = 1.0, first: int = 0
+    ) -> None:
         super().__init__()
+        self.first = first
         self.discriminators = nn.ModuleList(Period(p, width) for p in periods)
         self.least = max(periods)
 
@@ -77,4 +81,5 @@ class MultiPeriod(nn.Module):
                 f"waves of {x.shape[-1]} samples for the period {self.least}",
                 expected=f"at least {self.least}", mend="take longer segments",
             )
-        return [discriminator(x) for discriminator in self.discriminators]
+        opinions = [discriminator(x) for discriminator in self.discriminators]
+        return [Opinion(score, features[self.first :]) for score, features in opinions]

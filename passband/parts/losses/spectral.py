@@ -37,11 +37,17 @@ class MultiResolutionSTFT(nn.Module):
 
     resolutions  (n_fft, hop_length, win_length) each, in samples; periodic Hann, centred frames
 
+    bands        signals are [..., K, L] with one norm for all K of an item: a band that is silent
+                 would have nothing to divide by
+
     forward(estimate, target), [..., L] both, -> a scalar. Raises `DataError` for other shapes.
     """
 
-    def __init__(self, resolutions: Sequence[tuple[int, int, int]] = RESOLUTIONS) -> None:
+    def __init__(
+        self, resolutions: Sequence[tuple[int, int, int]] = RESOLUTIONS, bands: bool = False
+    ) -> None:
         super().__init__()
+        self.axes = (-3, -2, -1) if bands else (-2, -1)
         if not resolutions:
             raise ConfigError("no resolutions", expected="at least one (n_fft, hop, window)")
         self.stfts = nn.ModuleList(
@@ -58,8 +64,8 @@ class MultiResolutionSTFT(nn.Module):
         convergence, magnitude = [], []
         for stft in self.stfts:
             x, y = _magnitude(stft(estimate)), _magnitude(stft(target))
-            gap = torch.linalg.vector_norm(y - x, dim=(-2, -1))
-            convergence.append((gap / torch.linalg.vector_norm(y, dim=(-2, -1))).mean())
+            gap = torch.linalg.vector_norm(y - x, dim=self.axes)
+            convergence.append((gap / torch.linalg.vector_norm(y, dim=self.axes)).mean())
             magnitude.append(F.l1_loss(x.log(), y.log()))
         return torch.stack(convergence).mean(), torch.stack(magnitude).mean()
 

@@ -51,17 +51,23 @@ class FRCRN(nn.Module):
     n_fft, hop_length, win_length  of the transform, samples; the window is zero padded to n_fft
     unets                          U-Nets in a row
     channels, depth, ...           of each, see `UNet`
+    passing                        start with a mask near 1 instead of a drawn one near 0: SI-SNR
+                                   doesn't see its sign, and short training may not mend it
     """
 
     def __init__(
         self, n_fft: int = 640, hop_length: int = 320, win_length: int | None = None,
-        unets: int = 2, channels: int = 128, depth: int = 7, **more: Any,
+        unets: int = 2, channels: int = 128, depth: int = 7, passing: bool = False, **more: Any,
     ) -> None:
         super().__init__()
         self.frames = CoveredSTFT(n_fft, hop_length, win_length)
         self.unets = nn.ModuleList(
             UNet(self.frames.stft.bins, channels, depth, **more) for _ in range(unets)
         )
+        if passing:
+            last: Any = self.unets[0].last  # offsets are the difference and the sum of its biases
+            nn.init.constant_(last.real.bias, 0.5)
+            nn.init.constant_(last.imaginary.bias, -0.5)
 
     @property
     def lookahead(self) -> int:

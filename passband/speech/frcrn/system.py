@@ -48,6 +48,10 @@ class FRCRNConfig(MaskConfig):
     spare: bool = Field(
         False, description="hold the never-used modules of the released weights as well"
     )
+    passing: bool = Field(
+        False, description="start with a mask near 1; false: with a drawn one near 0, as published"
+    )
+
     @model_validator(mode="after")
     def _fits(self) -> FRCRNConfig:
         window = self.win_length or self.n_fft
@@ -59,11 +63,17 @@ class FRCRNConfig(MaskConfig):
         return self
 
 
-PUBLISHED = {"clip": 10.0, "weight_decay": 1e-5, "batch_size": 12, "steps": 100_000}
+# A hundred epochs at most; after five without improvement half the rate and the best weights.
+PUBLISHED = {
+    "clip": 10.0, "weight_decay": 1e-5, "batch_size": 12, "steps": 100_000,
+    "select": "highest si_snr", "validate_every": 1_000, "schedule": "plateau", "drop": 0.5,
+    "patience": 5, "reload": True, "stop_after": 10,
+}
 LONG = {"window": 1.0, "overlap": 0.25, "fade": "centre"}  # how long recordings are published
 NARROW = {
     "sample_rate": 8_000, "n_fft": 320, "hop_length": 160, "depth": 6, "clip": 10.0,
     "weight_decay": 1e-5, "spare": True, "lr": 1e-2, "schedule": "cosine",  # for some 100 steps
+    "passing": True,
 }
 
 
@@ -97,7 +107,7 @@ class FRCRNEnhancer(MaskEnhancer):
             c.n_fft, c.hop_length, c.win_length, c.unets, c.channels, c.depth,
             attention=c.attention, recurrence=c.recurrence, bottleneck=c.bottleneck,
             order=c.order, cumulative=c.pooling == "cumulative", lookahead=c.lookahead,
-            spare=c.spare,
+            spare=c.spare, passing=c.passing,
         )
 
     # ---- use ---------------------------------------------------------------------------------
