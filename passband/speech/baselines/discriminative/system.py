@@ -66,10 +66,10 @@ _PAPER: dict[str, Any] = {"batch_size": 32, "steps": 64_000, "select": "highest 
 # A transform of a quarter of the size gives a quarter of the magnitudes, half when compressed.
 _SMALL: dict[str, Any] = {
     "sample_rate": 8000, "n_fft": 126, "hop_length": 32, "beta": 0.3, "seconds": 63 * 32 / 8000,
-    "width": 24, "multipliers": (1, 2, 2, 2), "blocks": 1, "lr": 2e-3, "batch_size": 4,
-    "steps": 600, "ema": 0.99, "window": 4.0, "overlap": 0.5,
+    "width": 24, "multipliers": (1, 2, 2, 2), "blocks": 1, "lr": 2e-3, "schedule": "cosine",
+    "batch_size": 1, "steps": 1200, "ema": 0.995, "window": 4.0, "overlap": 0.5,
 }
-_TINY: dict[str, Any] = {**_SMALL, "width": 16, "multipliers": (1, 2, 2), "steps": 1200}
+_TINY: dict[str, Any] = {**_SMALL, "width": 16, "multipliers": (1, 2, 2), "steps": 2400}
 
 
 class Discriminative(Enhancer):
