@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passband import catalog
-from passband.bench.results import CELLS, SYSTEM
+from passband.bench.results import CELLS
 from passband.catalog import Card
 from passband.errors import CheckpointError, ConfigError, DataError
 
@@ -79,7 +79,9 @@ def create(name: str, preset: str = "small", *, seed: int = 0, **overrides: Any)
 
     Raises UnknownNameError (system, preset, field) and ConfigError (a value out of range).
     """
-    return catalog.get(name).create(preset, seed=seed, **overrides)
+    from passband.bench import saved
+
+    return saved.create(name, preset, seed=seed, **overrides)
 
 
 def load(folder: str | Path) -> System:
@@ -90,23 +92,9 @@ def load(folder: str | Path) -> System:
     The class comes from the catalog, never from the text of the file. Raises CheckpointError for
     a folder that is damaged, of another format, or of a class that no card names.
     """
-    from passband.bench.system import read_facts
+    from passband.bench import saved
 
-    folder = Path(folder)
-    if not (folder / "config.json").exists() and (folder / SYSTEM).is_dir():
-        folder /= SYSTEM
-    facts = read_facts(folder)
-    name, entry = facts["system"], facts["class"]
-    known = catalog.cards()
-    # A system that was built directly from its class carries no id: its class has to be an entry.
-    card = known.get(name) or next((c for c in known.values() if c.entry == entry), None)
-    if card is None:
-        raise CheckpointError(
-            f"{folder} holds {name or entry!r}, which the catalog doesn't have",
-            expected="a system of the catalog (`passband list`)",
-            mend="install the package that brings it",
-        )
-    return card.load().load(folder)
+    return saved.load(folder)
 
 
 def train(

@@ -18,7 +18,7 @@ from passband.pde import Problem
 PLACES = (
     "passband.errors", "passband.bench.budget", "passband.bench.part", "passband.parts.",
     "passband.data.", "passband.pde.gp_hm.", "passband.pde.baselines.",
-    "passband.tuning.", "passband.speech.",
+    "passband.tuning.", "passband.speech.", "passband.retrieval.",
 )
 MODULES = sorted(
     name for _, name, package in pkgutil.walk_packages(passband.__path__, "passband.")

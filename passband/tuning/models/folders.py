@@ -10,7 +10,6 @@ out of a folder is run.
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from pathlib import Path
@@ -21,7 +20,14 @@ from torch import nn
 
 from passband.data.instructions import ByteTokenizer
 from passband.errors import CheckpointError, DataError, PassbandWarning, UnknownNameError
-from passband.tuning.models.library import quiet, seeded, transformers
+from passband.parts.model_folders import (
+    TOKENIZER_FILES,
+    check_weights,
+    load,
+    read_config,
+    read_tokenizer,
+)
+from passband.tuning.models.library import quiet, transformers
 from passband.tuning.models.sentences import SentenceClassifier
 
 if TYPE_CHECKING:
@@ -39,8 +45,6 @@ KINDS = {
 WITH_HEAD = ("classification", "image-classification", "sentences")
 HEADS = ("classifier", "score")  # names of fresh heads in transformers' classifiers and in ours
 OWN_HEAD = "classifier.safetensors"  # of a SentenceClassifier, beside its encoder
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model",
-               "sentencepiece.bpe.model")
 
 
 def load_model(folder: str | Path, kind: str, labels: int | None = None, *, seed: int = 0) -> Any:
@@ -56,14 +60,14 @@ def load_model(folder: str | Path, kind: str, labels: int | None = None, *, seed
     if kind not in KINDS:
         raise UnknownNameError("kind of model", kind, KINDS)
     folder = Path(folder)
-    config = _config(folder)
-    _check_weights(folder)
+    config = read_config(folder)
+    check_weights(folder)
     if kind == "sentences":
         return _sentences(folder, labels, seed)
     options: dict[str, Any] = {"output_loading_info": True, "dtype": "auto"}
     if kind in WITH_HEAD and labels is not None:
         options |= {"num_labels": labels, "ignore_mismatched_sizes": True}
-    model, info = _load(folder, KINDS[kind], seed, **options)
+    model, info = load(folder, KINDS[kind], seed, **options)
     fresh = {str(name) for name in info["missing_keys"]}
     fresh |= {str(entry[0]) for entry in info["mismatched_keys"]}
     strange = sorted(n for n in fresh if kind not in WITH_HEAD or not n.startswith(HEADS))
@@ -86,91 +90,11 @@ def _sentences(folder: Path, labels: int | None, seed: int) -> SentenceClassifie
             f"{folder} has no head that says how many classes there are",
             expected="the number of labels", mend="give labels=",
         )
-    encoder, _ = _load(folder, "AutoModel", seed, output_loading_info=True, dtype="auto")
+    encoder, _ = load(folder, "AutoModel", seed, output_loading_info=True, dtype="auto")
     model = SentenceClassifier(classes, encoder, seed=seed).eval()
     if head and head["weight"].shape == model.classifier.weight.shape:
         model.classifier.load_state_dict(head)
     return model
-
-
-def _load(folder: Path, loader: str, seed: int, **options: Any) -> tuple[Any, dict[str, Any]]:
-    from safetensors import SafetensorError
-
-    library = transformers()
-    try:
-        with quiet(), seeded(seed):
-            model, info = getattr(library, loader).from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-                **options,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise DataError(
-            f"{folder} can't be read as {loader}: {first}",
-            expected="a folder that transformers reads as this kind of model",
-            mend="choose another kind, or save the model again with save_pretrained",
-        ) from error
-    return model.eval(), info
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder} is {'a file' if folder.exists() else 'not there'}",
-            expected="the folder of a transformers model",
-            mend="the folder that holds its config.json and model.safetensors",
-        )
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        names = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise DataError(
-            f"{folder} has no config.json, only {names}",
-            expected="a folder written by save_pretrained", mend="model.save_pretrained(folder)",
-        ) from None
-    except (ValueError, OSError) as error:
-        raise DataError(
-            f"{path} can't be read: {error}", expected="JSON", mend="save the model again"
-        ) from None
-    if not isinstance(found, dict):
-        raise DataError(f"{path} holds no object", expected="JSON", mend="save the model again")
-    return found
-
-
-def _check_weights(folder: Path) -> None:
-    """There are safetensors, and no shard of them is missing."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, OSError) as error:
-            raise DataError(
-                f"{index} can't be read: {error!r}", expected="the index of the shards",
-                mend="copy the folder again",
-            ) from None
-        missing = sorted(name for name in shards if not (folder / name).is_file())
-        if missing:
-            raise DataError(
-                f"{folder} lacks {len(missing)} of {len(shards)} shards, e.g. {missing[0]}",
-                expected="all files of the model", mend="copy the folder again",
-            )
-        return
-    if (folder / "model.safetensors").is_file():
-        return
-    pickles = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt*")))
-    if pickles:
-        raise DataError(
-            f"{folder} holds its weights as a pickle ({pickles[0]}), which could run code",
-            expected="model.safetensors",
-            mend="convert it once, if you trust where it comes from: python -c \"from transformers "
-            "import AutoModelForCausalLM as M; M.from_pretrained('OLD').save_pretrained('NEW')\", "
-            "with the class that fits, and copy the tokenizer's files",
-        )
-    raise DataError(
-        f"{folder} has no weights", expected="model.safetensors beside config.json",
-        mend="model.save_pretrained(folder)",
-    )
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -179,26 +103,15 @@ def load_tokenizer(folder: str | Path) -> Any:
     Raises `DataError` where there is none.
     """
     folder = Path(folder)
-    config = _config(folder)
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
+    config = read_config(folder)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         if config.get("vocab_size") == ByteTokenizer.vocab_size:
             return ByteTokenizer()
         raise DataError(
             f"{folder} has no tokenizer", expected="tokenizer.json or the like",
             mend="tokenizer.save_pretrained(folder)",
         )
-    library = transformers()
-    try:
-        with quiet():
-            return library.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise DataError(
-            f"the tokenizer of {folder} can't be read: {first}",
-            expected="files that transformers reads", mend="tokenizer.save_pretrained(folder)",
-        ) from error
+    return read_tokenizer(folder)
 
 
 def head_of(model: nn.Module) -> tuple[str, ...]:
@@ -212,8 +125,8 @@ def load_like(folder: str | Path, edit: Edit) -> Any:
     Raises `CheckpointError` where no kind of model on this folder has them all.
     """
     folder = Path(folder)
-    _config(folder)
-    _check_weights(folder)
+    read_config(folder)
+    check_weights(folder)
     wanted = set(edit.changes)
     sizes = [c.shape[0] for n, c in edit.changes.items() if n.startswith(HEADS) and c.shape]
     # A head's last layer is the smallest of its tensors.

