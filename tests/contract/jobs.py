@@ -182,7 +182,60 @@ def _vocoded_in_parts(system: Any, _: Data[Any]) -> np.ndarray:
     return np.concatenate([system.vocode(mel) for mel in np.split(_mels(system), [1])])
 
 
+# ---- search --------------------------------------------------------------------------------------
+
+
+def _ambiguous_words(_: Card) -> Data[Any]:
+    """300 generated documents, and queries of two words with their relevant documents."""
+    from passband.data.documents.topics import ambiguous_topics
+
+    parts = ambiguous_topics(size="smoke")
+    return Data(train=parts.train, valid=parts.valid, test=parts.test, name="ambiguous topics")
+
+
+def _scores(system: Any, data: Data[Any], asked: slice) -> np.ndarray:
+    """[Q, N] scores of every document, 0 where it is no hit."""
+    hits = system.search(list(data.test.queries.values())[asked], k=len(data.test.corpus))
+    found = np.zeros((len(hits.ids), len(data.test.corpus)), dtype=np.float32)
+    for row, places, scores in zip(found, hits.places, hits.scores, strict=True):
+        row[places] = scores
+    return found
+
+
+def _found(system: Any, data: Data[Any]) -> np.ndarray:
+    system.index(data.test.corpus)
+    return _scores(system, data, slice(0, 6))
+
+
+def _found_in_parts(system: Any, data: Data[Any]) -> np.ndarray:
+    system.index(data.test.corpus)
+    return np.concatenate([_scores(system, data, part) for part in (slice(0, 1), slice(1, 6))])
+
+
+# ---- flag --------------------------------------------------------------------------------------
+
+
+def _names(_: Card) -> Data[Any]:
+    """Made-up names of functions, a tenth of them with a dangerous word."""
+    from passband.data.names.parts import halves
+
+    train, test = halves(names=192, positives=24, seed=0)
+    return Data(train=train, test=test, name="made-up names")
+
+
+def _flagged(system: Any, data: Data[Any]) -> np.ndarray:
+    return np.asarray(system.flag(data.test.names).scores)
+
+
+def _flagged_in_parts(system: Any, data: Data[Any]) -> np.ndarray:
+    names = data.test.names
+    parts = (names[:1], names[1:100], names[100:])
+    return np.concatenate([system.flag(part).scores for part in parts])
+
+
 JOBS: dict[str, Job] = {
+    "flag": Job(_names, _flagged, _flagged_in_parts),
+    "search": Job(_ambiguous_words, _found, _found_in_parts),
     "separate": Job(_speech(lambda v, _: v.sum(0), lambda v: v), _separated),
     "enhance": Job(_speech(_noisy, lambda v: v[0]), _enhanced, _enhanced_in_parts),
     "vocode": Job(

@@ -1,0 +1,1 @@
+"""What the systems of the family are compared with."""

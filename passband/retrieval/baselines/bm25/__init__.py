@@ -1,0 +1,1 @@
+"""BM25: ranking by the words that query and document share."""

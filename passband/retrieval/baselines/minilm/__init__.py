@@ -1,0 +1,1 @@
+"""MiniLM: dense retrieval by a sentence encoder as it comes."""

@@ -1,0 +1,1 @@
+"""Rocchio's relevance feedback on the passages that were found first."""

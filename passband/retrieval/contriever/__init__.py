@@ -1,0 +1,1 @@
+"""Contriever: a dense retriever from unlabelled text, by contrasting crops of it."""

@@ -1,0 +1,221 @@
+"""One corpus in several indexes, on this machine or on a cluster, searched as one.
+
+>>> from passband.retrieval.index import DenseIndex
+>>> for name, place in (("a", 0), ("b", 1)):
+...     _ = DenseIndex.create(name, [np.eye(2)[[place]]], [f"doc-{place}"])
+>>> with Shards(["a", "b"]) as shards:
+...     shards.search(np.array([[1.0, 2.0]]), k=2).ids
+[['doc-1', 'doc-0']]
+
+The ranking is that of one index of all documents in the order of the shards, to the last bit: a
+score depends on the query and the document alone. (8-bit weights in steps by term are each index'
+own: these scores depend on the shard.)
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from passband.errors import ConfigError, DataError, MissingExtraError, UnknownNameError
+from passband.parts.topk import TopK, merge
+from passband.retrieval.hits import Hits
+from passband.retrieval.index import Index
+
+
+class Shards:
+    """Indexes that are searched together.
+
+    indexes  folders; or, with the local engine, indexes. No document id may be in two of them.
+    engine   "local": threads of this process; "ray": a worker for each shard on a Ray cluster (the
+             extra `ray`), where the folders must be seen under the same names
+    address  of a running cluster; None starts one on this machine
+    workers  shards that are searched at a time; None: one for each core (local), all (ray)
+    """
+
+    def __init__(
+        self, indexes: Sequence[str | Path | Index], *, engine: str = "local",
+        address: str | None = None, workers: int | None = None,
+    ) -> None:
+        if engine not in ENGINES:
+            raise UnknownNameError("engine", engine, ENGINES)
+        if not indexes:
+            raise DataError("no shards", expected="at least one index")
+        self._engine = ENGINES[engine](indexes, address, workers)
+        self.sizes = self._engine.sizes()
+        self._starts = list(accumulate(self.sizes, initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def search(self, vectors: Any, k: int) -> Hits:
+        """The k best documents of all shards for each query's vector.
+
+        `places` count through the shards in their order. Raises `DataError` where an id is found
+        in two shards.
+        """
+        parts = self._engine.search(vectors, k)
+        found = [
+            TopK(np.where(part.places < 0, -1, part.places + start), part.scores)
+            for part, start in zip(parts, self._starts, strict=False)
+        ]
+        best = merge(found, min(k, len(self)))
+        names: dict[int, str] = {}
+        for part, start in zip(parts, self._starts, strict=False):
+            names |= {place + start: id for place, id in part.ids.items()}
+        hits = Hits.of(best, names)
+        for row in hits.ids:
+            if len(set(row)) < len(row):
+                twice = next(id for id in row if row.count(id) > 1)
+                raise DataError(
+                    f"the document id {twice!r} is in two shards",
+                    expected="every document in one shard",
+                )
+        return hits
+
+    def close(self) -> None:
+        """Let the workers of a cluster go."""
+        self._engine.close()
+
+    def __enter__(self) -> Shards:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Found(NamedTuple):
+    """What one shard found, with the ids of what is in it."""
+
+    places: np.ndarray[Any, Any]  # [Q, k]
+    scores: np.ndarray[Any, Any]
+    ids: dict[int, str]
+
+
+def search_one(index: Index, vectors: Any, k: int) -> Found:
+    places, scores = index.find(vectors, k)
+    return Found(places, scores, {p: index.ids[p] for p in np.unique(places).tolist() if p >= 0})
+
+
+class Engine(ABC):
+    """Searches every shard; results in their order."""
+
+    @abstractmethod
+    def __init__(
+        self, indexes: Sequence[str | Path | Index], address: str | None, workers: int | None
+    ) -> None: ...
+
+    @abstractmethod
+    def sizes(self) -> list[int]: ...
+
+    @abstractmethod
+    def search(self, vectors: Any, k: int) -> list[Found]: ...
+
+    def close(self) -> None:
+        return None
+
+
+class Local(Engine):
+    """Threads: the search loops do without the interpreter's lock."""
+
+    def __init__(
+        self, indexes: Sequence[str | Path | Index], address: str | None, workers: int | None
+    ) -> None:
+        if address is not None:
+            raise ConfigError("an address for the local engine", mend="engine='ray', or leave it")
+        self.indexes = [i if isinstance(i, Index) else Index.open(i) for i in indexes]
+        self.workers = workers or -1
+
+    def sizes(self) -> list[int]:
+        return [len(index) for index in self.indexes]
+
+    def search(self, vectors: Any, k: int) -> list[Found]:
+        import joblib
+
+        parallel = joblib.Parallel(n_jobs=self.workers, backend="threading")
+        return list(parallel(joblib.delayed(search_one)(i, vectors, k) for i in self.indexes))
+
+
+class Ray(Engine):
+    """An actor for each shard keeps its index open."""
+
+    def __init__(
+        self, indexes: Sequence[str | Path | Index], address: str | None, workers: int | None
+    ) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise MissingExtraError("ray", "ray") from None
+        if any(isinstance(index, Index) for index in indexes):
+            raise ConfigError(
+                "an index in memory for a cluster", expected="folders that its machines see"
+            )
+        self.ray: Any = ray
+        self.ours = not ray.is_initialized()
+        if self.ours:
+            where = {"address": address} if address else {
+                "num_cpus": workers or os.cpu_count(), "include_dashboard": False,
+            }
+            try:
+                self.ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=False,
+                         **where)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise ConfigError(
+                    f"no Ray cluster at {address!r}: {error}", expected="host:port of a head node",
+                    mend="start one with `ray start --head`, or leave the address out",
+                ) from None
+        # Less than a processor each: there may be more shards than processors.
+        actor = self.ray.remote(_Shard).options(num_cpus=0.01)
+        self.actors = [actor.remote(str(Path(str(index)).absolute())) for index in indexes]
+        self.workers = workers or len(self.actors)
+
+    def sizes(self) -> list[int]:
+        return self._all("size")
+
+    def search(self, vectors: Any, k: int) -> list[Found]:
+        return self._all("search", self.ray.put(vectors), k)
+
+    def _all(self, method: str, *arguments: Any) -> list[Any]:
+        found: list[Any] = []
+        try:
+            for start in range(0, len(self.actors), self.workers):
+                some = self.actors[start : start + self.workers]
+                found += self.ray.get([getattr(a, method).remote(*arguments) for a in some])
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except self.ray.exceptions.RayActorError as error:
+            cause = getattr(error, "cause", None) or error
+            raise DataError(f"a shard can't be searched: {cause}",
+                            expected="folders that the cluster's machines see") from None
+        return found
+
+    def close(self) -> None:
+        for actor in self.actors:
+            self.ray.kill(actor)
+        self.actors = []
+        if self.ours:
+            self.ray.shutdown()
+
+
+class _Shard:
+    def __init__(self, folder: str) -> None:
+        self.index = Index.open(folder)
+
+    def size(self) -> int:
+        return len(self.index)
+
+    def search(self, vectors: Any, k: int) -> Found:
+        return search_one(self.index, vectors, k)
+
+
+ENGINES: dict[str, type[Engine]] = {"local": Local, "ray": Ray}
