@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain, count, pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -49,7 +49,7 @@ class Ids(Sequence[str]):
         start = len(self)
         self._add(arrays)
         if self._places is not None:
-            self._places |= {self[place]: place for place in range(start, len(self))}
+            self._places.update(zip(_texts(*self._parts[-1]), count(start)))
 
     def checked(self, ids: Iterable[str]) -> dict[str, Array]:
         """New ids, `packed`; `DataError` for one that is here or comes twice among them."""
@@ -84,7 +84,7 @@ class Ids(Sequence[str]):
         return text[offsets[local] : offsets[local + 1]].tobytes().decode("utf-8", "surrogatepass")
 
     def __iter__(self) -> Iterator[str]:
-        return (self[place] for place in range(len(self)))
+        return chain.from_iterable(_texts(*part) for part in self._parts)
 
     def __contains__(self, id: object) -> bool:
         return id in self._known()
@@ -101,6 +101,15 @@ class Ids(Sequence[str]):
         if self._places is None:
             self._places = {id: place for place, id in enumerate(self)}
         return self._places
+
+
+def _texts(text: Array, offsets: Array) -> list[str]:
+    """All ids of one part: much faster than one by one."""
+    whole = text.tobytes()
+    return [
+        whole[start:end].decode("utf-8", "surrogatepass")
+        for start, end in pairwise(offsets.tolist())
+    ]
 
 
 def packed(ids: Sequence[str]) -> dict[str, Array]:
