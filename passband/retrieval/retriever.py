@@ -17,7 +17,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -30,6 +30,8 @@ from passband.errors import ConfigError, DataError, PassbandWarning
 if TYPE_CHECKING:
     from passband.retrieval.hits import Hits
     from passband.retrieval.index import Index
+    from passband.retrieval.search_page.encoders import PageEncoder
+    from passband.retrieval.shards import Shards
 
 Vectors: TypeAlias = Any  # scipy.sparse.csr_array [N, V] or numpy.ndarray [N, d]
 Documents: TypeAlias = "Corpus | Mapping[str, str] | Iterable[str | Document] | str | Path"
@@ -64,7 +66,7 @@ class Retriever(System):
     """
 
     verbs: ClassVar[tuple[str, ...]] = ("search",)
-    _index: Index | None = None  # the one built or opened last
+    _index: Index | Shards | None = None  # the one built or opened last
 
     # ---- what a subclass gives --------------------------------------------------------------
 
@@ -80,7 +82,16 @@ class Retriever(System):
         """The name of a column of sparse vectors, for explanations."""
         return str(number)
 
+    def page_encoder(self) -> PageEncoder | None:
+        """How a browser encodes queries, for `search_page`; None: it can't."""
+        return None
+
     # ---- index ------------------------------------------------------------------------------
+
+    @property
+    def last_index(self) -> Index | None:
+        """The index built or opened last."""
+        return self._index
 
     def index(
         self, documents: Documents, folder: str | Path | None = None,
@@ -96,18 +107,50 @@ class Retriever(System):
         Memory is that of one block of documents where corpus and index are on disk.
         Raises `DataError` for an empty corpus and for an id that comes twice.
         """
+        (self._index,) = self._indexes(documents, [folder], monitor)
+        return self._index
+
+    def index_shards(
+        self, documents: Documents, folders: Sequence[str | Path], monitor: Monitor | None = None
+    ) -> list[Index]:
+        """The corpus in parts of one size, one index each, for `Shards`: together they are `index`.
+
+        >>> system = create("bm25")
+        >>> texts = ["a river of ice", "hot springs", "a river", "dunes of sand"]
+        >>> _ = system.index_shards(texts, ["first", "second"])
+        >>> from passband.retrieval.shards import Shards
+        >>> system.search("rivers", index=Shards(["first", "second"])).ids
+        [['2', '0']]
+
+        What a method counts is counted over the whole corpus. Raises what `index` does, and
+        `DataError` where there are fewer documents than folders.
+        """
+        return self._indexes(documents, folders, monitor)
+
+    def _indexes(
+        self, documents: Documents, folders: Sequence[str | Path | None], monitor: Monitor | None
+    ) -> list[Index]:
         corpus = corpus_of(documents)
         if not len(corpus):
             raise DataError("the corpus is empty", expected="at least one document")
-        self.prepare(corpus, None if folder is None else Path(folder))
-        blocks = self._blocks(corpus, monitor)
-        first = next(blocks)
+        if len(corpus) < len(folders):
+            raise DataError(
+                f"{len(corpus)} documents for {len(folders)} shards",
+                expected="a document or more for each shard", mend="give fewer folders",
+            )
+        places = [None if folder is None else Path(folder) for folder in folders]
+        self.prepare(corpus, places[0])
+        blocks = _Cut(self._blocks(corpus, monitor))
         about = {"system": self.id or type(self).__name__, **self.remember()}
-        self._index = self._kind(first).create(
-            None if folder is None else Path(folder), chain([first], blocks), corpus.ids,
-            about=about,
-        )
-        return self._index
+        bounds = [len(corpus) * i // len(places) for i in range(len(places) + 1)]
+        found = []
+        for place, (start, end) in zip(places, pairwise(bounds), strict=True):
+            rows = blocks.take(end - start)
+            first = next(rows)
+            found.append(self._kind(first).create(
+                place, chain([first], rows), corpus.ids[start:end], about=about
+            ))
+        return found
 
     def prepare(self, corpus: Corpus, folder: Path | None) -> None:
         """Called before a corpus is encoded: for methods that need counts over all of it."""
@@ -125,7 +168,7 @@ class Retriever(System):
 
         return self._take(Index.open(Path(folder)))
 
-    def _take(self, index: Index) -> Index:
+    def _take(self, index: Index | Shards) -> Any:
         mine = self.id or type(self).__name__
         made_by = index.about.get("system", mine)
         if made_by != mine:
@@ -154,12 +197,14 @@ class Retriever(System):
     # ---- search -----------------------------------------------------------------------------
 
     def search(
-        self, queries: str | Sequence[str], k: int = 10, index: Index | str | Path | None = None,
+        self, queries: str | Sequence[str], k: int = 10,
+        index: Index | Shards | str | Path | None = None,
     ) -> Hits:
         """The k best documents for each query, best first.
 
         queries  one text or several
-        index    None: the one built or opened last; an Index; or the folder of one
+        index    None: the one built or opened last; an Index; the folder of one; or Shards, on this
+                 machine or on a Ray cluster
 
         Returns `Hits` with ids (Q lists), scores (Q arrays) and places. A sparse index gives fewer
         than k where fewer documents share a term with the query; a query without words gives none
@@ -195,12 +240,12 @@ class Retriever(System):
             )
         return hits
 
-    def find(self, index: Index, vectors: Vectors, k: int) -> Hits:
+    def find(self, index: Index | Shards, vectors: Vectors, k: int) -> Hits:
         """Search with vectors of queries; a method with a search of its own overrides this."""
         return index.search(vectors, k)
 
     def explain(
-        self, query: str, document: str, index: Index | str | Path | None = None
+        self, query: str, document: str, index: Index | Shards | str | Path | None = None,
     ) -> list[tuple[str, float]]:
         """(term, its share of the score) of a query and a document id, the largest first.
 
@@ -211,7 +256,7 @@ class Retriever(System):
         return [(name if isinstance(name, str) else self.term(name), share)
                 for name, share in shares]
 
-    def _chosen(self, index: Index | str | Path | None) -> Index:
+    def _chosen(self, index: Index | Shards | str | Path | None) -> Index | Shards:
         if isinstance(index, (str, Path)):
             return self.open(index)
         if index is not None:
@@ -236,6 +281,21 @@ class Retriever(System):
         from passband.retrieval.files import apply
 
         return apply(self, path, out, monitor)
+
+
+class _Cut:
+    """Blocks of rows, taken some rows at a time."""
+
+    def __init__(self, blocks: Iterator[Vectors]) -> None:
+        self.blocks, self.rest = blocks, None
+
+    def take(self, rows: int) -> Iterator[Vectors]:
+        while rows:
+            block = next(self.blocks) if self.rest is None else self.rest
+            count = min(rows, block.shape[0])
+            self.rest = block[count:] if block.shape[0] > count else None
+            rows -= count
+            yield block[:count]
 
 
 def rows_of_zeros(vectors: Vectors) -> list[int]:

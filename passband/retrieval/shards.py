@@ -49,7 +49,8 @@ class Shards:
         if not indexes:
             raise DataError("no shards", expected="at least one index")
         self._engine = ENGINES[engine](indexes, address, workers)
-        self.sizes = self._engine.sizes()
+        self.sizes = self._engine.ask("size")
+        self.about: dict[str, Any] = self._one_kind(indexes)
         self._starts = list(accumulate(self.sizes, initial=0))
 
     def __len__(self) -> int:
@@ -61,7 +62,7 @@ class Shards:
         `places` count through the shards in their order. Raises `DataError` where an id is found
         in two shards.
         """
-        parts = self._engine.search(vectors, k)
+        parts = self._engine.ask("search", vectors, k)
         found = [
             TopK(np.where(part.places < 0, -1, part.places + start), part.scores)
             for part, start in zip(parts, self._starts, strict=False)
@@ -79,6 +80,27 @@ class Shards:
                     expected="every document in one shard",
                 )
         return hits
+
+    def explain(self, vectors: Any, document: str) -> list[tuple[Any, float]]:
+        """As `Index.explain`, by the shard that has the document."""
+        for shares in self._engine.ask("explain", vectors, document):
+            if shares is not None:
+                return list(shares)
+        raise DataError(
+            f"no document {document!r} in {len(self.sizes)} shards", expected="an id of the corpus"
+        )
+
+    def _one_kind(self, indexes: Sequence[str | Path | Index]) -> dict[str, Any]:
+        """What the indexes say of themselves, which has to be the same of all."""
+        first, *others = self._engine.ask("about")
+        for index, other in zip(indexes[1:], others, strict=True):
+            if other != first:
+                raise ConfigError(
+                    f"shard {index} was made by another system, or with counts of another corpus, "
+                    f"than {indexes[0]}", expected="parts of one corpus",
+                    mend="write them with index_shards(documents, folders)",
+                )
+        return dict(first)
 
     def close(self) -> None:
         """Let the workers of a cluster go."""
@@ -102,13 +124,30 @@ class Found(NamedTuple):
     ids: dict[int, str]
 
 
-def search_one(index: Index, vectors: Any, k: int) -> Found:
-    places, scores = index.find(vectors, k)
-    return Found(places, scores, {p: index.ids[p] for p in np.unique(places).tolist() if p >= 0})
+class Shard:
+    """What an engine asks of one index."""
+
+    def __init__(self, index: str | Path | Index) -> None:
+        self.index = index if isinstance(index, Index) else Index.open(index)
+
+    def size(self) -> int:
+        return len(self.index)
+
+    def about(self) -> dict[str, Any]:
+        return dict(self.index.about)
+
+    def search(self, vectors: Any, k: int) -> Found:
+        places, scores = self.index.find(vectors, k)
+        ids = {p: self.index.ids[p] for p in np.unique(places).tolist() if p >= 0}
+        return Found(places, scores, ids)
+
+    def explain(self, vectors: Any, document: str) -> list[tuple[Any, float]] | None:
+        """None where the document is in another shard."""
+        return list(self.index.explain(vectors, document)) if document in self.index.ids else None
 
 
 class Engine(ABC):
-    """Searches every shard; results in their order."""
+    """Asks every shard; answers in their order."""
 
     @abstractmethod
     def __init__(
@@ -116,10 +155,8 @@ class Engine(ABC):
     ) -> None: ...
 
     @abstractmethod
-    def sizes(self) -> list[int]: ...
-
-    @abstractmethod
-    def search(self, vectors: Any, k: int) -> list[Found]: ...
+    def ask(self, method: str, *arguments: Any) -> list[Any]:
+        """The results of a method of `Shard`."""
 
     def close(self) -> None:
         return None
@@ -133,17 +170,14 @@ class Local(Engine):
     ) -> None:
         if address is not None:
             raise ConfigError("an address for the local engine", mend="engine='ray', or leave it")
-        self.indexes = [i if isinstance(i, Index) else Index.open(i) for i in indexes]
+        self.shards = [Shard(index) for index in indexes]
         self.workers = workers or -1
 
-    def sizes(self) -> list[int]:
-        return [len(index) for index in self.indexes]
-
-    def search(self, vectors: Any, k: int) -> list[Found]:
+    def ask(self, method: str, *arguments: Any) -> list[Any]:
         import joblib
 
         parallel = joblib.Parallel(n_jobs=self.workers, backend="threading")
-        return list(parallel(joblib.delayed(search_one)(i, vectors, k) for i in self.indexes))
+        return list(parallel(joblib.delayed(getattr(s, method))(*arguments) for s in self.shards))
 
 
 class Ray(Engine):
@@ -175,17 +209,12 @@ class Ray(Engine):
                     mend="start one with `ray start --head`, or leave the address out",
                 ) from None
         # Less than a processor each: there may be more shards than processors.
-        actor = self.ray.remote(_Shard).options(num_cpus=0.01)
+        actor = self.ray.remote(Shard).options(num_cpus=0.01)
         self.actors = [actor.remote(str(Path(str(index)).absolute())) for index in indexes]
         self.workers = workers or len(self.actors)
 
-    def sizes(self) -> list[int]:
-        return self._all("size")
-
-    def search(self, vectors: Any, k: int) -> list[Found]:
-        return self._all("search", self.ray.put(vectors), k)
-
-    def _all(self, method: str, *arguments: Any) -> list[Any]:
+    def ask(self, method: str, *arguments: Any) -> list[Any]:
+        arguments = tuple(self.ray.put(each) for each in arguments)  # sent once, not to each shard
         found: list[Any] = []
         try:
             for start in range(0, len(self.actors), self.workers):
@@ -205,17 +234,6 @@ class Ray(Engine):
         self.actors = []
         if self.ours:
             self.ray.shutdown()
-
-
-class _Shard:
-    def __init__(self, folder: str) -> None:
-        self.index = Index.open(folder)
-
-    def size(self) -> int:
-        return len(self.index)
-
-    def search(self, vectors: Any, k: int) -> Found:
-        return search_one(self.index, vectors, k)
 
 
 ENGINES: dict[str, type[Engine]] = {"local": Local, "ray": Ray}

@@ -15,6 +15,7 @@ from passband import apply, create
 from passband.data.documents.topics import ambiguous_topics
 from passband.errors import ConfigError, DataError, PassbandWarning, UnknownNameError
 from passband.retrieval import scores
+from passband.retrieval.shards import Shards
 from passband.retrieval.tasks import TASKS, rank
 
 TEXTS = {"ice": "A glacier is a river of ice.", "spring": "Geysers are hot springs.",
@@ -132,6 +133,33 @@ def test_an_index_in_a_folder_gives_what_one_in_memory_gives(tmp_path: Path) -> 
     score = dict(here.search("rivers of ice")[0])["both"]
     assert sum(share for _, share in shares) == pytest.approx(score, rel=1e-6)
     assert {term for term, _ in shares} == {"river", "ice"}
+
+
+def test_shards_are_searched_by_the_same_verb(tmp_path: Path) -> None:
+    corpus = [d.full for d in ambiguous_topics(0, "smoke").test.corpus]
+    asked = list(ambiguous_topics(0, "smoke").test.queries.values())
+    system = create("bm25")
+    system.index(corpus)
+    whole = system.search(asked, k=7)
+    share = system.explain(asked[0], whole.ids[0][0])
+    folders = [tmp_path / name for name in "abc"]
+    system.index_shards(corpus, folders)
+    found = system.search(asked, k=7, index=Shards(folders))
+    assert found.ids == whole.ids
+    assert all((a == b).all() for a, b in zip(found.scores, whole.scores, strict=True))
+    assert system.explain(asked[0], whole.ids[0][0]) == share
+    with pytest.raises(DataError, match="no document 'nowhere' in 3 shards"):
+        system.explain(asked[0], "nowhere")
+
+
+def test_shards_of_different_corpora_are_refused(tmp_path: Path) -> None:
+    system = create("bm25")
+    for name, text in (("a", "rivers of ice"), ("b", "hot springs and geysers")):
+        system.index([text], tmp_path / name)
+    with pytest.raises(ConfigError, match="counts of another corpus"):
+        Shards([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(DataError, match="1 documents for 2 shards"):
+        system.index_shards(["one"], [tmp_path / "c", tmp_path / "d"])
 
 
 def test_two_indexes_of_one_system_keep_apart() -> None:
