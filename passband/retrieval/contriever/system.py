@@ -38,6 +38,7 @@ from passband.retrieval.trained import (
 
 if TYPE_CHECKING:
     from passband.data.documents.collection import Collection, Example
+    from passband.retrieval.search_page.encoders import PageEncoder
 
 
 class ContrieverConfig(RetrievalConfig):
@@ -265,6 +266,14 @@ class Contriever(TrainedRetriever):
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """[N, d] float32, by the same encoder."""
         return self._encoded(texts, "queries", self.config.norm_query)
+
+    def page_encoder(self) -> PageEncoder | None:
+        c = self.config
+        if c.normalize_text:  # a page does not fold texts
+            return None
+        from passband.retrieval.search_page.encoders import SmallBert
+
+        return SmallBert(self.network, self.pieces, c.max_length, c.pooling, c.norm_query)
 
     def _encoded(self, texts: Sequence[str], what: str, norm: bool) -> np.ndarray:
         rows = self.rows(self._folded(texts))
