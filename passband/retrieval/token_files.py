@@ -23,6 +23,7 @@ import numpy as np
 
 from passband.data.cache import stored
 from passband.data.documents.collection import Corpus
+from passband.retrieval.token_rows import TokenRows
 from passband.retrieval.wordpieces import WordPieces
 
 TOGETHER = 1024  # documents tokenised at a time
@@ -36,6 +37,22 @@ def token_file(
     fold  applied to each text before; its name is part of the cache's key
     """
     kind = np.dtype(np.uint16 if len(pieces) <= 1 << 16 else np.int32)
+    blocks = (rows.ids for rows in _blocks(corpus, pieces, fold))
+    return _stored(blocks, kind, corpus, pieces, fold, ".tokens")
+
+
+def token_counts(
+    corpus: Corpus, pieces: WordPieces, fold: Callable[[str], str] | None = None
+) -> np.ndarray:
+    """How many of them each document has, int32 [documents]."""
+    blocks = (np.asarray(rows.lengths) for rows in _blocks(corpus, pieces, fold))
+    return _stored(blocks, np.dtype(np.int32), corpus, pieces, fold, ".counts")
+
+
+def _stored(
+    blocks: Iterator[np.ndarray], kind: np.dtype[Any], corpus: Corpus, pieces: WordPieces,
+    fold: Callable[[str], str] | None, suffix: str,
+) -> np.ndarray:
     key = {
         "version": 1, "data": corpus.fingerprint, "pieces": pieces.fingerprint,
         "fold": fold.__name__ if fold else "", "kind": kind.name,
@@ -43,9 +60,9 @@ def token_file(
 
     def make(path: Path) -> None:
         with path.open("wb") as file:
-            _write(_blocks(corpus, pieces, fold), kind, file)
+            _write(blocks, kind, file)
 
-    path = stored("token-files", key, make, suffix=".tokens")
+    path = stored("token-files", key, make, suffix=suffix)
     if not path.stat().st_size:
         return np.empty(0, kind)
     return np.memmap(path, kind, mode="r")
@@ -53,12 +70,12 @@ def token_file(
 
 def _blocks(
     corpus: Corpus, pieces: WordPieces, fold: Callable[[str], str] | None
-) -> Iterator[np.ndarray]:
+) -> Iterator[TokenRows]:
     texts = (document.full for document in corpus)
     while block := list(islice(texts, TOGETHER)):
         if fold is not None:
             block = [fold(text) for text in block]
-        yield pieces.rows(block, specials=False).ids
+        yield pieces.rows(block, specials=False)
 
 
 def _write(blocks: Iterator[np.ndarray], kind: np.dtype[Any], file: IO[bytes]) -> None:

@@ -3,6 +3,7 @@
     corpus -> one vector of tokens [N], documents not separated
     epoch: offset o ~ U{0 .. C-1};   chunk i = tokens[o + iC : o + (i+1)C]
     crop:  ratio r ~ U(r_min, r_max), length floor(C r), start ~ U{0 .. C - length}, twice
+    or, within documents: a chunk is a document, or a piece of it of at most C tokens
 
 >>> tokens = np.arange(10, 1010)
 >>> crops = Crops([tokens], CropRecipe(chunk=64), batch_size=4, cls=2, sep=3, vocabulary=1010)
@@ -57,6 +58,8 @@ class Crops:
     corpora      token vectors, one a data set; memory-mapped files do as well
     vocabulary   tokens from `plain` to here are drawn by "replace"
     mask         id of [MASK], for the augmentation of that name
+    documents    of each data set the tokens of each document: chunks end where documents do, and
+                 those of fewer than 8 tokens are left out; None: over the ends, as published
     coefficient  data set i is drawn with probability proportional to size_i ** coefficient: 0 is
                  uniform, 1 by size
 
@@ -66,21 +69,30 @@ class Crops:
     def __init__(
         self, corpora: Sequence[np.ndarray], recipe: CropRecipe, batch_size: int, *, cls: int,
         sep: int, vocabulary: int, mask: int = 0, plain: int = 5, coefficient: float = 0.0,
-        seed: int = 0,
+        seed: int = 0, documents: Sequence[np.ndarray] | None = None,
     ) -> None:
+        self.tables = None if documents is None else [_pieces(d, recipe.chunk) for d in documents]
         for number, tokens in enumerate(corpora):
-            if len(tokens) < recipe.chunk:
+            if self.tables is None and len(tokens) < recipe.chunk:
                 which = f"data set {number + 1} has" if len(corpora) > 1 else "the corpus has"
                 raise DataError(
                     f"{which} {len(tokens)} tokens, a chunk {recipe.chunk}",
                     expected="at least one chunk of text",
                     mend="give more text, or lower chunk_length",
                 )
+            if self.tables is not None and not self.tables[number].size:
+                raise DataError(
+                    f"no document of data set {number + 1} has {LEAST} tokens",
+                    expected="documents long enough to be cropped", mend="within_documents=False",
+                )
         self.corpora, self.recipe, self.batch_size = list(corpora), recipe, batch_size
         self.cls, self.sep, self.seed = cls, sep, seed
         self.plain, self.vocabulary, self.mask = plain, vocabulary, mask
-        sizes = np.array([len(tokens) // recipe.chunk for tokens in corpora], np.float64)
-        weights = sizes**coefficient
+        self.counts = np.array(
+            [len(tokens) // recipe.chunk for tokens in corpora] if self.tables is None
+            else [table.shape[1] for table in self.tables]
+        )
+        weights = self.counts.astype(np.float64) ** coefficient
         self.chances = weights / weights.sum()
         self._order = lru_cache(maxsize=4)(self._permutation)
 
@@ -93,8 +105,8 @@ class Crops:
     def batch(self, number: int) -> Batch:
         """Batch `number` of the run."""
         rng = np.random.default_rng(sequence(self.seed, 3, number))
-        corpus, starts = self._chunks(number, rng)
-        left, right = SIDES[self.recipe.pairs](self.recipe, len(starts), rng)
+        corpus, starts, sizes = self._chunks(number, rng)
+        left, right = SIDES[self.recipe.pairs](self.recipe, sizes, rng)
         sides = []
         for pieces in (left, right):
             rows = self._cut(corpus, starts, pieces)
@@ -107,32 +119,37 @@ class Crops:
 
     def _chunks(
         self, number: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Data set and first token of each chunk of a batch, [B] both."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Data set, first token and tokens of each chunk of a batch, [B] all."""
         size, chunk = self.batch_size, self.recipe.chunk
         if len(self.corpora) > 1:
             corpus = rng.choice(len(self.corpora), size, p=self.chances)
+            if self.tables is not None:
+                item = np.floor(rng.random(size) * self.counts[corpus]).astype(np.int64)
+                rows = [self.tables[c][:, i] for c, i in zip(corpus, item, strict=True)]
+                return corpus, *np.stack(rows, 1)
             lengths = np.array([len(tokens) for tokens in self.corpora])[corpus]
             # Uniform over the chunks of an offset that is drawn anew for each.
             offset = np.minimum(rng.integers(0, chunk, size), lengths - chunk)
             item = np.floor(rng.random(size) * ((lengths - offset) // chunk)).astype(np.int64)
-            return corpus, offset + item * chunk
-        total = len(self.corpora[0])
-        items = total // chunk
+            return corpus, offset + item * chunk, np.full(size, chunk)
+        items = int(self.counts[0])
         numbers = np.arange(number * size, (number + 1) * size)
-        starts = np.empty(size, np.int64)
+        starts, sizes = np.empty(size, np.int64), np.full(size, chunk)
         for epoch in np.unique(numbers // items):
             offset, order = self._order(int(epoch))
             here = numbers // items == epoch
-            starts[here] = offset + order[numbers[here] % items] * chunk
-        # The offset may push the last chunk over the end.
-        return np.zeros(size, np.int64), np.minimum(starts, total - chunk)
+            item = order[numbers[here] % items]
+            if self.tables is None:
+                # The offset may push the last chunk over the end.
+                starts[here] = np.minimum(offset + item * chunk, len(self.corpora[0]) - chunk)
+            else:
+                starts[here], sizes[here] = self.tables[0][:, item]
+        return np.zeros(size, np.int64), starts, sizes
 
     def _permutation(self, epoch: int) -> tuple[int, np.ndarray]:
         rng = np.random.default_rng(sequence(self.seed, 4, epoch))
-        return int(rng.integers(self.recipe.chunk)), rng.permutation(
-            len(self.corpora[0]) // self.recipe.chunk
-        )
+        return int(rng.integers(self.recipe.chunk)), rng.permutation(int(self.counts[0]))
 
     def _cut(
         self, corpus: np.ndarray, starts: np.ndarray, pieces: Sequence[tuple[np.ndarray, ...]]
@@ -154,6 +171,27 @@ class Crops:
         return Ragged(ids, lengths)
 
 
+LEAST = 8  # tokens of a document that is cropped
+
+
+def _pieces(lengths: np.ndarray, chunk: int) -> np.ndarray:
+    """[2, n]: first token and tokens of the pieces of documents, at most `chunk` each.
+
+    >>> _pieces(np.array([10, 3, 20]), 16)
+    array([[ 0, 13, 23],
+           [10, 10, 10]])
+    """
+    lengths = np.asarray(lengths, np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
+    parts = -(-lengths // chunk)
+    owner = np.repeat(np.arange(len(lengths)), parts)
+    number = _within(parts)
+    first = number * lengths[owner] // parts[owner]
+    size = (number + 1) * lengths[owner] // parts[owner] - first
+    found = np.stack([starts[owner] + first, size])
+    return found[:, size >= LEAST]
+
+
 def _within(lengths: np.ndarray) -> np.ndarray:
     """0 .. length-1 of each row, one after the other."""
     ends = np.cumsum(lengths)
@@ -163,26 +201,28 @@ def _within(lengths: np.ndarray) -> np.ndarray:
 Pieces = list[tuple[np.ndarray, np.ndarray]]  # (first token in the chunk, length) of each row
 
 
-def _span(recipe: CropRecipe, rows: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    ratio = rng.uniform(recipe.shortest, recipe.longest, rows)
-    length = np.maximum(1, (recipe.chunk * ratio).astype(np.int64))
-    return rng.integers(0, recipe.chunk - length, endpoint=True), length
+def _span(
+    recipe: CropRecipe, sizes: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    ratio = rng.uniform(recipe.shortest, recipe.longest, len(sizes))
+    length = np.maximum(1, (sizes * ratio).astype(np.int64))
+    return rng.integers(0, sizes - length, endpoint=True), length
 
 
 def two_crops(
-    recipe: CropRecipe, rows: int, rng: np.random.Generator
+    recipe: CropRecipe, sizes: np.ndarray, rng: np.random.Generator
 ) -> tuple[Pieces, Pieces]:
-    """Independent spans; they may overlap."""
-    return [_span(recipe, rows, rng)], [_span(recipe, rows, rng)]
+    """Independent spans of chunks of these sizes; they may overlap."""
+    return [_span(recipe, sizes, rng)], [_span(recipe, sizes, rng)]
 
 
 def inverse_cloze(
-    recipe: CropRecipe, rows: int, rng: np.random.Generator
+    recipe: CropRecipe, sizes: np.ndarray, rng: np.random.Generator
 ) -> tuple[Pieces, Pieces]:
     """A span, and the chunk without it."""
-    first, length = _span(recipe, rows, rng)
+    first, length = _span(recipe, sizes, rng)
     end = first + length
-    return [(first, length)], [(np.zeros_like(first), first), (end, recipe.chunk - end)]
+    return [(first, length)], [(np.zeros_like(first), first), (end, sizes - end)]
 
 
 SIDES = {"crop": two_crops, "ict": inverse_cloze}

@@ -27,7 +27,7 @@ from passband.retrieval.contriever.model import InBatch, MoCo
 from passband.retrieval.contriever.plain_text import plain_text
 from passband.retrieval.lessons import examples_of
 from passband.retrieval.mining import mined
-from passband.retrieval.token_files import token_file
+from passband.retrieval.token_files import token_counts, token_file
 from passband.retrieval.trained import (
     RetrievalConfig,
     Run,
@@ -63,8 +63,11 @@ class ContrieverConfig(RetrievalConfig):
         "crop", description="two crops of a chunk; or ict: a span and what is left of the chunk"
     )
     chunk_length: int = Field(
-        128, ge=4, description="tokens of a chunk; that of a document where documents are short, "
-        "for chunks run over the ends of documents"
+        128, ge=4, description="tokens of a chunk, at most"
+    )
+    within_documents: bool = Field(
+        False, description="chunks end where documents do; false: they run over, as published, "
+        "which pairs words of several documents where documents are shorter than a chunk"
     )
     ratio_min: float = Field(0.1, gt=0, le=1, description="shortest crop / chunk")
     ratio_max: float = Field(0.5, gt=0, le=1, description="longest crop / chunk")
@@ -186,6 +189,8 @@ class Contriever(TrainedRetriever):
             cls=pieces.cls, sep=pieces.sep, mask=pieces.mask or 0, vocabulary=len(pieces),
             plain=max(pieces.special) + 1 if max(pieces.special) < len(pieces) // 2 else 0,
             coefficient=c.dataset_power, seed=self.seed,
+            documents=[token_counts(one.corpus, pieces, fold) for one in collections]
+            if c.within_documents else None,
         )
         module = self._contrast(network)
         return train(

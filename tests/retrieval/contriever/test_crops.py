@@ -42,6 +42,33 @@ def test_every_crop_is_a_stretch_of_its_chunk():
             assert max(span) - min(span) < 32
 
 
+@pytest.mark.parametrize("sets", [1, 2])
+@pytest.mark.parametrize("pairs", ["crop", "ict"])
+def test_within_documents_both_sides_are_of_one_document(sets, pairs):
+    counts = np.array([40, 3, 9, 70, 25])
+    ends = np.cumsum(counts)
+    corpora = [1000 * (s + 1) + np.arange(ends[-1]) for s in range(sets)]  # tokens tell their place
+    recipe = CropRecipe(32, 0.2, 0.6, pairs, augmentation="none")
+    source = crops(corpora, recipe, documents=[counts] * sets)
+    seen = set()
+    for number in range(30):
+        ids, kept, keys, keys_kept = source.batch(number)
+        for one, other in zip(rows(ids, kept), rows(keys, keys_kept), strict=True):
+            places = np.array([*one[1:-1], *other[1:-1]])
+            owners = set(zip((places // 1000).tolist(),
+                             np.searchsorted(ends, places % 1000, "right").tolist(), strict=True))
+            assert len(owners) == 1
+            assert np.ptp(places) < 32
+            seen |= owners
+    # All but the one that is too short to be cropped.
+    assert seen == {(s + 1, d) for s in range(sets) for d in (0, 2, 3, 4)}
+
+
+def test_documents_that_are_all_too_short_are_refused():
+    with pytest.raises(DataError, match="no document of data set 1"):
+        crops([np.arange(100, 112)], documents=[np.array([5, 7])])
+
+
 def test_an_epoch_takes_every_chunk_once_from_a_new_offset():
     tokens = np.arange(100, 100 + 32 * 16)
     source = crops([tokens], CropRecipe(32, 1.0, 1.0, augmentation="none"), batch=4)
