@@ -6,6 +6,7 @@ import csv
 import json
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -288,3 +289,22 @@ def test_tasks_are_in_the_catalog():
     task = catalog.task("dangerous-names")
     assert task.data(3, "smoke").test.fingerprint == task.data(3, "smoke").test.fingerprint
     assert task.data(3, "smoke").test.fingerprint != task.data(4, "smoke").test.fingerprint
+
+
+def test_functions_of_an_hdf5_file_are_vulnerable_when_any_column_says_so(tmp_path: Path) -> None:
+    import h5py
+
+    sources = ["int copy_all(char *x) { return 0; }", "void tidy_up(void) { }",
+               "static long Read2(int a)\n{\n  return a;\n}", "no function at all"]
+    with h5py.File(tmp_path / "part.hdf5", "w") as file:
+        file["functionSource"] = sources
+        file["CWE-119"] = np.array([True, False, False, True])
+        file["CWE-other"] = np.array([False, False, True, False])
+    named = read(tmp_path / "part.hdf5")
+    assert dict(zip(named.names, named.vulnerable, strict=True)) == {
+        "copy_all": True, "tidy_up": False, "Read2": True,
+    }
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["text"] = sources
+    with pytest.raises(DataError, match="functionSource"):
+        read(tmp_path / "other.h5")
