@@ -90,7 +90,7 @@ def harmonics(bench: Bench) -> Evidence:
     Three steps deep and without attention and recurrence in time, so that nothing but frequency
     recurrence reaches from 300 Hz to 1.9 kHz.
     """
-    seeds = bench.seeds(1 if bench.smoke else 3)
+    seeds = bench.seeds(1 if bench.smoke else 5)
     arms = ("fsmn", "wide", "none")
     rows = {arm: [_harmonics(bench, arm, seed) for seed in seeds] for arm in arms}
     gains = [
@@ -116,7 +116,7 @@ def _harmonics(bench: Bench, arm: str, seed: int) -> float:
         loss="si-snr", **LEAN,
     )
     data = Data(train=Harmonics(count=512, seed=2 * seed))
-    system.fit(data, Budget(steps=4 if bench.smoke else 100))
+    system.fit(data, Budget(steps=4 if bench.smoke else 200))
     test = Harmonics(count=2 if bench.smoke else 20, seed=2 * seed + 1)
     return float(np.mean([float(si_sdr(system.enhance(e.input, RATE), e.target)) for e in test]))
 
