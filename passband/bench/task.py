@@ -58,10 +58,12 @@ class Data(Generic[T]):
 class Artifact:
     """Something to look at or listen to in the report; `file` lies beside the result row.
 
-    kind  "image" (svg, png), "audio" (wav), "table" (json: {"columns": [...], "rows": [[...]]})
+    kind  "image" (svg, png), "audio" (wav), "table" (json: {"columns": [...], "rows": [[...]]}),
+          "page" (html that needs nothing else; shown in a frame that reaches neither the report
+          nor a network)
     """
 
-    kind: Literal["image", "audio", "table"]
+    kind: Literal["image", "audio", "table", "page"]
     title: str
     file: str
     caption: str = ""

@@ -1,6 +1,6 @@
 """A retriever on the user's files: documents become an index, queries a list of hits.
 
-    passband apply MODEL corpus/ -o out/          writes out/index/, out/documents.jsonl
+    passband apply MODEL corpus/ -o out/          writes out/index/, documents.jsonl, search.html
     passband apply MODEL queries.txt -o out/      writes out/run.trec, hits.jsonl, hits.html
 """
 
@@ -19,12 +19,13 @@ from passband.bench.system import Monitor
 from passband.data.documents import folders
 from passband.data.documents.collection import Corpus, OnDisk
 from passband.errors import DataError, PassbandWarning
+from passband.retrieval.search_page import write_page
 
 if TYPE_CHECKING:
     from passband.retrieval.hits import Hits
     from passband.retrieval.retriever import Retriever
 
-INDEX, TEXTS = "index", "documents.jsonl"
+INDEX, TEXTS, PAGE = "index", "documents.jsonl", "search.html"
 DEPTH = 100  # hits a query in run.trec
 SHOWN, SNIPPET = 10, 300  # hits a query with their texts, and characters of each
 QUERIES = (".txt", ".tsv", ".jsonl")
@@ -39,6 +40,8 @@ def apply(system: Retriever, path: Path, out: Path, monitor: Monitor | None) -> 
     texts = _write_texts(data.corpus, out / TEXTS)
     system.index(data.corpus, out / INDEX, monitor)
     written = [out / INDEX, texts]
+    if data.queries or system.page_encoder() is not None:
+        written.append(write_page({system.id or "hits": system}, data, out / PAGE))
     return written + (_search(system, data.queries, out) if data.queries else [])
 
 

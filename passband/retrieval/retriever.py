@@ -276,7 +276,8 @@ class Retriever(System):
         A folder, or a file while out/index is not there yet, is documents: `folders.read` says
         which ones it takes. A .txt, .tsv or .jsonl file beside an out/index is queries. Where a
         folder brings queries of its own they are searched at once. Hits are written to run.trec,
-        hits.jsonl (with texts) and hits.html.
+        hits.jsonl (with texts) and hits.html. Beside an index stands search.html, which searches
+        in a browser (see `search_page`), where a browser can encode queries or some are given.
         """
         from passband.retrieval.files import apply
 

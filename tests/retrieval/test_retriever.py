@@ -218,7 +218,9 @@ def test_apply_indexes_documents_and_then_searches_them(tmp_path: Path) -> None:
     corpus.mkdir()
     for name, text in TEXTS.items():
         (corpus / f"{name}.txt").write_text(f"{text} <b>")
-    assert {p.name for p in apply("bm25", corpus, out)} == {"index", "documents.jsonl"}
+    assert {p.name for p in apply("bm25", corpus, out)} == {
+        "index", "documents.jsonl", "search.html"
+    }
     (tmp_path / "q.txt").write_text("river\n\nglaciers\n")
     written = apply("bm25", tmp_path / "q.txt", out)
     assert {p.name for p in written} == {"run.trec", "hits.jsonl", "hits.html"}

@@ -73,18 +73,19 @@ def render(runs: Runs) -> str:
     shelf = Shelf(runs.folder)
     tables = comparison(runs)
     provenance, mixed = _provenance(runs)
+    tasks = [(table, _charts(table), _exhibits(table, shelf)) for table in tables]
     return environment.get_template("template.html.j2").render(
         summary=summary(runs),
         claims=claims_table(runs),
         counts=Counter(row.evidence.verdict for row in runs.claims),
         smoke=sum(row.scale == "smoke" for row in runs.claims),
         verdicts=VERDICTS, symbols=SYMBOLS,
-        tasks=[(table, _charts(table), _exhibits(table, shelf)) for table in tables],
+        tasks=tasks,
         problems=runs.problems,
         provenance=provenance, mixed=mixed,
         glyph=_glyph, interval_text=interval_text, details=_details, swatch=charts.swatch,
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
-        palette=_palette(), script=Markup(script), digest=digest,
+        palette=_palette(), script=Markup(script), digests=[digest, *sorted(shelf.scripts)],
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 

@@ -1,15 +1,18 @@
-"""Artifacts of results made part of the page: pictures, sounds and tables as inline data.
+"""Artifacts of results made part of the page: pictures, sounds, tables and pages as inline data.
 
 Files are somebody's output and are treated as untrusted: SVG passes a list of harmless elements,
-nothing outside the runs folder is read, and the page's total size is bounded.
+pages stand in sandboxed frames without a network, nothing outside the runs folder is read, and
+the page's total size is bounded.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -44,6 +47,7 @@ class Shown:
     caption: str
     uri: str = ""
     svg: Markup = field(default_factory=Markup)
+    page: Markup = field(default_factory=Markup)
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     ratio: float = 1.0
@@ -52,10 +56,14 @@ class Shown:
 
 
 class Shelf:
-    """Hands out artifacts until the page is full. One for each report."""
+    """Hands out artifacts until the page is full. One for each report.
+
+    scripts  digests of the scripts of pages: a frame runs what its report's policy allows
+    """
 
     def __init__(self, runs: Path, room: int = TOTAL) -> None:
         self.runs, self.room, self.number = runs, room, 0
+        self.scripts: set[str] = set()
 
     def show(self, result: Result) -> dict[str, list[Shown]]:
         """Artifacts of one result by group, in order of appearance."""
@@ -95,12 +103,61 @@ class Shelf:
             svg, (width, height) = clean_svg(data.decode("utf-8"), f"a{self.number}-", title)
             # Units are points: so much wider, ten-point lettering is as large as the page's.
             return Shown(kind, title, caption, svg=svg, ratio=width / height, widest=1.45 * width)
+        if suffix == ".html" and kind == "page":
+            text = data.decode("utf-8")
+            self.scripts |= script_digests(text)
+            return Shown(kind, title, caption, page=attribute(text))
         mime = _MIME.get(suffix, "")
         if not mime.startswith(f"{kind}/"):
             raise ValueError(f"{suffix or 'no ending'} is no {kind or 'known kind'}")
         uri = f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
         ratio = _png_ratio(data)
         return Shown(kind, title, caption, uri=uri, ratio=ratio, widest=520 * ratio)
+
+
+def attribute(text: str) -> Markup:
+    """A text between double quotes of an attribute; it stays short, unlike with full escapes.
+
+    >>> attribute('<b title="a&b">')
+    Markup('<b title=&quot;a&amp;b&quot;>')
+    """
+    return Markup(text.replace("&", "&amp;").replace('"', "&quot;"))
+
+
+class _Scripts(HTMLParser):
+    """The texts of scripts that a browser would run."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=False)
+        self.found: list[str] = []
+        self.inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "script":
+            self.inside = dict(attrs).get("type") in (None, "", "text/javascript", "module")
+            if self.inside:
+                self.found.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.found[-1] += data
+
+
+def script_digests(text: str) -> set[str]:
+    """SHA-256 of each inline script of a page, in base64.
+
+    >>> len(script_digests("<script>start()</script><script type='application/json'>1</script>"))
+    1
+    """
+    parser = _Scripts()
+    parser.feed(text)
+    return {
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+        for script in parser.found
+    }
 
 
 def read_table(raw: Any, most: int = 200) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:

@@ -65,7 +65,7 @@ def read(path: Path) -> Parts:
     return Parts(made["train"], made["valid"], made["test"])
 
 
-def read_collection(path: Path) -> Collection:
+def read_collection(path: str | Path) -> Collection:
     """A corpus with all queries and judgements that lie beside it, not split."""
     path = _there(path)
     if path.is_file() and pairs.is_examples(path):
@@ -110,7 +110,8 @@ def read_queries(path: Path) -> dict[str, str]:
 # ---- corpora and queries ---------------------------------------------------------------------
 
 
-def _there(path: Path) -> Path:
+def _there(path: str | Path) -> Path:
+    path = Path(path)
     if not path.exists():
         raise DataError(f"{path} doesn't exist", expected="a folder or file of documents")
     return path

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from passband.data.documents.collection import Collection, Corpus
     from passband.retrieval.hits import Hits
     from passband.retrieval.index import Index
+    from passband.retrieval.search_page.encoders import PageEncoder
 
 BLOCK = 4096  # documents counted at a time
 
@@ -123,6 +124,12 @@ class IdfFlops(LearnedSparse):
         network: Any = self.network
         rows = self.pieces.rows(list(texts), specials=False)  # of any length: it costs nothing
         return query_rows(rows, network.table.detach().cpu().numpy())
+
+    def page_encoder(self) -> PageEncoder:
+        from passband.retrieval.search_page.encoders import Pieces, TokenTable
+
+        network: Any = self.network
+        return TokenTable(Pieces(self.pieces), network.table.detach().cpu().numpy(), once=True)
 
     def find(self, index: Index, vectors: Any, k: int) -> Hits:
         c = self.config

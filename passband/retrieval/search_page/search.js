@@ -7,12 +7,18 @@ function best(scores, places, k) {
   return order.slice(0, k).map((place) => ({ place, score: scores[place] }));
 }
 
+/** A term with an ending: "=" doubles its last letter, "-" takes it off. */
+function form(term, ending) {
+  const stem = { "=": term + term.slice(-1), "-": term.slice(0, -1) }[ending[0]] ?? term;
+  return stem + ending.replace(/^[=-]/, "");
+}
+
 /** Word -> number of its term: a term with each of its endings, then words that are irregular. */
 function wordTable({ terms, endings, forms, irregular }) {
   const table = new Map();
   terms.forEach((term, number) => {
     for (const letter of forms[number]) {
-      table.set(term + endings[letter.charCodeAt(0) - 97], number);
+      table.set(form(term, endings[letter.charCodeAt(0) - 97]), number);
     }
   });
   for (const [word, number] of Object.entries(irregular)) table.set(word, number);
@@ -28,7 +34,7 @@ const SPLITTERS = {
   },
   pieces(split) {
     const numbersOf = tokeniser(split);
-    const columns = new Map(numbers(split.used).entries().map(([i, piece]) => [piece, i]));
+    const columns = new Map(Array.from(numbers(split.used), (piece, i) => [piece, i]));
     return (text) => numbersOf(text).map((piece) => columns.get(piece));
   },
 };

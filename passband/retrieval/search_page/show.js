@@ -13,6 +13,9 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+/** A name that may break behind its dots and underscores. */
+const breakable = (name) => name.split(/(?<=[._/])(?=[^._/])/).flatMap((part) => [element("wbr"), part]);
+
 const figure = (value) => (Math.abs(value) >= 100 ? value.toFixed(1) : value.toFixed(3));
 
 function start(data) {
@@ -42,7 +45,7 @@ function start(data) {
     });
     body.append(element("div", { class: "head" },
       element("span", { class: "rank" }, String(rank)),
-      element("b", { title: id }, title || id),
+      element("b", { title: id }, ...breakable(title || id)),
       element("span", { class: "score" }, figure(hit.score))));
     if (good) body.append(element("p", { class: "mark" }, "✓ relevant"));
     body.append(element("details", {}, element("summary", {}, text)));
@@ -78,7 +81,7 @@ function start(data) {
     column.style.setProperty("--own", `var(--s${number % 8})`);
     const heading = element("h2", {}, system.name);
     if (relevant.size && found) {
-      heading.append(element("small", {}, `${good} of ${relevant.size} relevant among ${hits.length}`));
+      heading.append(element("small", {}, `${good} of ${relevant.size} relevant`));
     }
     column.append(heading, element("p", { class: "note" }, system.note));
     if (found === null) {

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import scipy.sparse
@@ -27,6 +27,9 @@ from passband.data.documents.collection import Corpus
 from passband.errors import CheckpointError, ConfigError, MissingExtraError
 from passband.retrieval.impacts import BM25
 from passband.retrieval.retriever import BLOCK, Retriever
+
+if TYPE_CHECKING:
+    from passband.retrieval.search_page.encoders import PageEncoder
 
 
 class BM25Config(Config):
@@ -128,6 +131,15 @@ class BM25Search(Retriever):
 
     def term(self, number: int) -> str:
         return self._terms[number]
+
+    def page_encoder(self) -> PageEncoder:
+        from passband.retrieval.search_page.encoders import TokenTable, Words
+
+        stopwords: Sequence[str] = ()
+        if self.config.stopwords != "none":
+            stopwords = _bm25s().stopwords.STOPWORDS_EN
+        stemmer = self._stem()
+        return TokenTable(Words(self._columns, stopwords, stemmer and stemmer.stemWords))
 
     def _count(self, texts: Sequence[str]) -> Any:
         columns, starts = [], [0]
