@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from passband.data.cache import stored_tensors
 from passband.errors import DataError
+from passband.parts.pretraining import pretrain
 from passband.parts.transformers_library import versions
 from passband.retrieval.backbones import Kind, build, mlm
 from passband.retrieval.embedded import embedded_corpus
@@ -64,7 +65,7 @@ def pretrained_backbone(
     corpus = embedded_corpus(recipe.size)
     pieces = wordpieces(model.config.vocab_size, corpus)
     key = {
-        "version": 1, **asdict(recipe), "pieces": pieces.fingerprint, "data": corpus.fingerprint,
+        "version": 2, **asdict(recipe), "pieces": pieces.fingerprint, "data": corpus.fingerprint,
         **versions(),
     }
     found = stored_tensors("retrieval-mlm", key, lambda: _pretrained(recipe, pieces))
@@ -84,46 +85,20 @@ def _pretrained(recipe: Recipe, pieces: WordPieces) -> dict[str, Tensor]:
     if len(tokens) < recipe.length:
         raise DataError(f"{len(tokens)} tokens to learn from", expected=f"{recipe.length} or more")
     rng = np.random.default_rng(recipe.seed)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same weights on any number of cores
-    try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(recipe.seed)
-            _train(model, recipe, tokens, pieces, rng)
-    finally:
-        torch.set_num_threads(threads)
-    # Safetensors refuse shared memory: the decoder's weights are the embeddings'.
-    state = {n: t.clone() for n, t in model.state_dict().items()}
-    return state
 
-
-def _train(
-    model: Any, recipe: Recipe, tokens: np.ndarray, pieces: WordPieces, rng: np.random.Generator
-) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98))
-    model.train()
-    for step in range(recipe.steps):
-        share = min(1.0, (step + 1) / recipe.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * share * (1 - step / recipe.steps)
+    def loss() -> Tensor:
         starts = rng.integers(0, len(tokens) - recipe.length + 1, recipe.batch_size)
         inside = tokens[starts[:, None] + np.arange(recipe.length)].astype(np.int64)
         ids = np.pad(inside, ((0, 0), (1, 1)))
         ids[:, 0], ids[:, -1] = pieces.cls, pieces.sep
         masked, chosen = mask_tokens(ids, pieces, rng)
-        value = mlm_loss(model, torch.from_numpy(masked), torch.from_numpy(ids),
-                         torch.from_numpy(chosen))
-        if not torch.isfinite(value):
-            raise DataError(
-                f"the loss of the pretraining is {value.item()} at step {step}",
-                expected="a finite loss", mend="pretrain on another machine and copy its cache",
-            )
-        optimizer.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    optimizer.zero_grad()
-    model.eval()
+        return mlm_loss(model, *map(torch.from_numpy, (masked, ids, chosen)))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        pretrain(model, loss, steps=recipe.steps, lr=recipe.lr, warmup=recipe.warmup)
+    # Safetensors refuse shared memory: the decoder's weights are the embeddings'.
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def mask_tokens(

@@ -31,9 +31,9 @@ from passband.data.cache import stored_json, stored_tensors
 from passband.data.digits import Digits, bordered, digits, dilated, inverted
 from passband.errors import DataError
 from passband.parts.modes import evaluating
+from passband.parts.pretraining import pretrain
 from passband.tuning.adaptation import Adaptation, Exam, Output
 from passband.tuning.diffusion import Diffusion, UNet
-from passband.tuning.models.pretraining import pretrain
 
 STYLED, OTHERS = range(5), range(5, 10)  # classes with training images, and without
 EXAMPLES = 200  # training images of a style

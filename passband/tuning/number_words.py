@@ -30,10 +30,10 @@ from passband.bench.task import Data, Size
 from passband.data.cache import stored_tensors
 from passband.data.number_words import FIRST_WORD, MASK, NEXT, PAD, NumberWords
 from passband.data.number_words import number_words as corpus
+from passband.parts.pretraining import pretrain
 from passband.tuning.adaptation import Adaptation, Output
 from passband.tuning.crosslingual import CrossLingual, TransferExam
 from passband.tuning.models.library import quiet, seeded, transformers, versions
-from passband.tuning.models.pretraining import pretrain
 
 CLASSES = 10
 SOURCE = "en"

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from passband.data.cache import stored_tensors
 from passband.data.text import Windows, docstrings, random_windows
 from passband.errors import UnknownNameError
+from passband.parts.pretraining import pretrain
 from passband.tuning.models.library import quiet, seeded, transformers, versions
-from passband.tuning.models.pretraining import pretrain
 
 SMOKE_MODULES = 60  # of the standard library: parsed in under a second
 

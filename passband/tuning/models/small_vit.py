@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from passband.data.cache import stored_tensors
 from passband.data.digits import RARE, Digits, biased, digits
 from passband.errors import UnknownNameError
+from passband.parts.pretraining import pretrain
 from passband.tuning.models.library import quiet, seeded, transformers, versions
-from passband.tuning.models.pretraining import pretrain
 
 STEPS, SMOKE_STEPS, BATCH, LR, WARMUP = 300, 60, 32, 2e-3, 5
 # Of fresh weights, about width^-1/2. The usual 0.02 suits widths near 1000; here it would cost most

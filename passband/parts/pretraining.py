@@ -1,4 +1,4 @@
-"""One small plain training loop that makes the pretrained models of the family.
+"""One small plain training loop that makes the pretrained models that systems start from.
 
 It is apart from the engine's loop on purpose: what is pretrained must not change when the loop
 that adapts it does. One thread, so that the weights are the same on any number of cores.
