@@ -162,3 +162,14 @@ def test_choices_are_measured(load, work, sizes):
     assert rows
     for row in rows:
         assert row["ratio"] == pytest.approx(row["other"] / row["seconds"])
+
+
+def test_searches_are_compared_at_equal_results(load, monkeypatch):
+    retrieval = load("retrieval")
+    rows = retrieval.search_pairs(200, 20, 1)
+    assert rows[0]["what"] == "ours" and rows[0]["ratio"] == 1
+    assert {"bm25s, NumPy", "scipy product"} <= {row["what"] for row in rows}
+    right = retrieval.topk
+    monkeypatch.setattr(retrieval, "topk", lambda q, x, k: right(q, -x, k))
+    with pytest.raises(SystemExit, match="results differ"):
+        retrieval.dense_pairs(200, 2, 8, 1)
