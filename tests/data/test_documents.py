@@ -216,6 +216,19 @@ def test_dialects_share_no_word_and_are_mixed_as_asked() -> None:
         assert not set(text.split()) & set(words)
 
 
+def test_one_dialect_is_searched_and_both_are_learned_from() -> None:
+    data = two_dialects(size="smoke")
+    searched, learned = set(data.test.corpus.ids), set(data.train.corpus.ids)
+    assert searched == set(data.valid.corpus.ids) < learned
+    assert 0.2 < len(searched) / len(learned) < 0.5
+    assert all(next(iter(found)) in searched for found in data.test.judgements.values())
+    # No document that is searched has a word of any query.
+    asked = {word for text in data.test.queries.values() for word in text.split()}
+    assert not any(asked & set(d.text.split()) for d in data.test.corpus)
+    mixed = [d for d in data.train.corpus if asked & set(d.text.split())]
+    assert len(mixed) > 100
+
+
 def test_same_dialect_and_anchors() -> None:
     def hits(**options) -> list[int]:
         data = two_dialects(size="smoke", **options)

@@ -370,7 +370,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Collection:
-    """A corpus with queries and judgements; train, valid and test differ in the queries alone.
+    """A corpus with queries and judgements; train, valid and test differ in their queries.
 
     queries     query id -> text
     judgements  query id -> document id -> relevance, 0 for looked at and not relevant

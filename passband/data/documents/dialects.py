@@ -11,9 +11,15 @@ Each of 400 concepts has a word in dialect A and another in B. A document is abo
 concepts of each, in one dialect; three in ten use both, word by word. A query is five concepts of
 one document in the other dialect: no word is shared, so counting words finds nothing. That the
 two words of a concept keep the same company can be seen from the documents that mix them.
+
+What is learned from has all documents; what is searched are those in dialect A alone, as passages
+of one language are where questions come in another. Where documents in the query's own dialect
+are searched with them, whoever learns the dialects apart finds those first, whatever they mean.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,16 +38,16 @@ def two_dialects(
     seed: int = 0, size: str = "small", *, same: bool = False, mixed: float = 0.3,
     anchors: int = 0,
 ) -> Parts:
-    """Collections over one corpus.
+    """Collections: to learn from over all documents, valid and test over those in dialect A.
 
     seed     draws everything
     size     "full" 20,000, "small" 5,000 or "smoke" 300 documents
-    same     queries in the dialect of their document: what counting words is good at
+    same     queries in the dialect of the documents: what counting words is good at
     mixed    share of documents in both dialects
     anchors  words of each topic, of 40, that are the same in both dialects, as names and numbers
              are; each document and each query has one of each of its topics
 
-    A query has one relevant document; it is never a mixed one.
+    A query has one relevant document.
     """
     if size not in SIZES:
         raise UnknownNameError("size", size, SIZES)
@@ -74,15 +80,19 @@ def two_dialects(
         meant.append(concepts)
         abouts.append(about)
     asked, relevant = {}, {}
-    pure = np.flatnonzero(np.array(dialects) >= 0)
-    for number, place in enumerate(rng.permutation(pure)[:queries]):
+    library = np.flatnonzero(np.array(dialects) == 0)
+    for number, place in enumerate(np.resize(rng.permutation(library), queries)):
         chosen = rng.permutation(meant[place])[:OF_QUERY]
-        dialect = np.full(OF_QUERY, dialects[place] if same else 1 - dialects[place])
+        dialect = np.full(OF_QUERY, 0 if same else 1)
         asked[f"q{number}"] = " ".join(text(chosen, dialect, abouts[place]))
         relevant[f"q{number}"] = {listed[place].id: 1}
     about = {"seed": seed, "same": same, "mixed": mixed, "anchors": anchors}
     whole = Collection(Listed(listed), asked, relevant, about=about)
-    return split(whole, seed, len(asked) // 10, len(asked) // 5)
+    parts = split(whole, seed, len(asked) // 10, len(asked) // 5)
+    searched = Listed(listed[place] for place in library)
+    return Parts(
+        parts.train, replace(parts.valid, corpus=searched), replace(parts.test, corpus=searched)
+    )
 
 
 def same_dialect(seed: int = 0, size: str = "small") -> Parts:

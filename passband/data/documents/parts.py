@@ -1,4 +1,4 @@
-"""One corpus, its queries in three parts.
+"""Queries of one corpus in three parts.
 
 >>> from passband.data.documents.collection import Document, Listed
 >>> corpus = Listed([Document(f"d{i}", "text") for i in range(20)])
@@ -21,7 +21,7 @@ from passband.errors import DataError
 
 @dataclass(frozen=True)
 class Parts:
-    """Collections over one corpus, with queries apart."""
+    """Collections with queries apart, most often over one corpus."""
 
     train: Collection
     valid: Collection
