@@ -1,7 +1,8 @@
 """What the paper claims, on generated dialects and on docstrings, at a size that two cores train.
 
-Dialects: 5,000 made-up documents whose concepts have two words each; queries are in the words that
-their document does not use, so that counting words finds nothing. Docstrings: the query is a first
+Dialects: 5,000 made-up documents whose concepts have two words each; queries are in one dialect, and
+searched are the 1,750 documents that are in the other, so that counting words finds nothing and a
+guess has a Recall@100 of 0.06. Docstrings: the query is a first
 paragraph, the document the rest, and only documents are trained on. Margins are those of general
 grounds: for "far above" 0.05 nDCG@10, for "beats" anything above 0.
 """
@@ -15,7 +16,8 @@ from passband.bench.claims import Bench, Evidence, judge, not_shown
 
 STEPS, SHORT = "600 steps", "300 steps"
 SEEDS = 3
-CHUNK = 48  # tokens, of a document in dialect: longer chunks would pair words of several documents
+# A document in dialect has 47 tokens: longer chunks would pair words of several documents.
+WHOLE_DOCUMENTS: dict[str, Any] = {"chunk_length": 48, "within_documents": True}
 OURS: dict[str, Any] = {"system": "contriever"}
 UNTRAINED = OURS | {"objective": "none"}
 BM25: dict[str, Any] = {"system": "bm25"}
@@ -136,7 +138,7 @@ def _cell(
         small = {"size": "smoke", "preset": "smoke", "task": _smoke_task(task)}
         return cell | (small if bench.smoke else {})
     if task.startswith("two-dialects"):
-        cell["chunk_length"] = CHUNK
+        cell |= WHOLE_DOCUMENTS
     if not bench.smoke:
         return cell | ({} if budget is None else {"budget": budget})
     small = {"size": "smoke", "preset": "smoke", "task": _smoke_task(task), "budget": "60 steps"}
