@@ -1,7 +1,7 @@
 """Jobs of the retrieval family: find the documents that answer a query.
 
-Queries of train, valid and test differ, mostly over one corpus; judgements of test queries never reach
-`fit`. The seed draws which queries are which, and the whole of what is generated.
+Queries of train, valid and test differ, mostly over one corpus; judgements of test queries never
+reach `fit`. The seed draws which queries are which, and the whole of what is generated.
 
     data     Data of Collections (`passband.data.documents.collection`)
     read     users' folders and files (`passband.data.documents.folders`)

@@ -1,10 +1,10 @@
 """What the paper claims, on generated dialects and on docstrings, at a size that two cores train.
 
-Dialects: 5,000 made-up documents whose concepts have two words each; queries are in one dialect, and
-searched are the 1,750 documents that are in the other, so that counting words finds nothing and a
-guess has a Recall@100 of 0.06. Docstrings: the query is a first
-paragraph, the document the rest, and only documents are trained on. Margins are those of general
-grounds: for "far above" 0.05 nDCG@10, for "beats" anything above 0.
+Dialects: 5,000 made-up documents whose concepts have two words each; queries are in one dialect,
+and searched are the 1,750 documents that are in the other, so that counting words finds nothing and
+a guess has a Recall@100 of 0.06. Docstrings: the query is a first paragraph, the document the rest,
+and only documents are trained on. Margins are those of general grounds: for "far above" 0.05
+nDCG@10, for "beats" anything above 0.
 """
 
 from __future__ import annotations
