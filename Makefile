@@ -52,7 +52,7 @@ lint: $(INSTALLED)
 
 ray: $(INSTALLED)
 	@echo "passband: installing the extra 'ray'"
-	@$(PIP) -e '.[dev,tuning,speech,retrieval,ray]'
+	@$(PIP) -e '.[dev,tuning,speech,retrieval,dynamics,ray]'
 
 setup: $(INSTALLED)
 
@@ -69,7 +69,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "  1 of 2  torch"
 	@$(PIP) torch
 	@echo "  2 of 2  passband and what it needs"
-	@$(PIP) -e '.[dev,tuning,speech,retrieval]'
+	@$(PIP) -e '.[dev,tuning,speech,retrieval,dynamics]'
 	@touch $@
 
 clean:

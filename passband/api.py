@@ -67,7 +67,7 @@ def info(name: str) -> dict[str, Any]:
         "tasks": [
             {"name": task.name, "verb": task.verb, "summary": task.summary,
              "metrics": [asdict(metric) for metric in task.metrics]}
-            for task in catalog.tasks().values() if task.verb in card.verbs
+            for task in catalog.tasks().values() if catalog.enters(card, task)
         ],
     }
 

@@ -238,6 +238,15 @@ def tasks() -> Mapping[str, Task]:
     return found
 
 
+def enters(card: Card, task: Task) -> bool:
+    """Whether a system can do a task's work: it has the verb, in the task's family.
+
+    >>> enters(get("rf-eigen"), task("digits-risk")), enters(get("grok"), task("digits-risk"))
+    (True, False)
+    """
+    return task.verb in card.verbs and task.family in ("", card.family)
+
+
 def task(name: str) -> Task:
     known = tasks()
     if name not in known:

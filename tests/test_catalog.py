@@ -100,3 +100,12 @@ def test_a_broken_card_is_named(tmp_path: Path, text: str) -> None:
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"card\.toml"):
         catalog.read_card(path, "room")
+
+
+def test_the_same_verb_in_two_families_is_other_work():
+    risk, diagnosis = catalog.get("rf-eigen"), catalog.get("intruder-dims")
+    assert "measure" in risk.verbs and "measure" in diagnosis.verbs
+    task = catalog.task("digits-risk")
+    assert catalog.enters(risk, task)
+    assert not catalog.enters(diagnosis, task)
+    assert not catalog.enters(catalog.get("grok"), task)

@@ -19,6 +19,7 @@ PLACES = (
     "passband.errors", "passband.bench.budget", "passband.bench.part", "passband.parts.",
     "passband.data.", "passband.pde.gp_hm.", "passband.pde.baselines.",
     "passband.tuning.", "passband.speech.", "passband.retrieval.",
+    "passband.dynamics.",
 )
 MODULES = sorted(
     name for _, name, package in pkgutil.walk_packages(passband.__path__, "passband.")

@@ -16,6 +16,7 @@ from passband.errors import UnknownNameError
 
 ROOT = Path(__file__).parents[1]
 LONG = "a-rather-long-method-name"
+FAMILIES = ["vision", "pde", "tuning", "speech", "retrieval", "dynamics"]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def succeed(*arguments: str, cwd: Path, path: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("family", ["vision", "pde", "tuning", "speech", "retrieval"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_new_room_passes_its_tests_the_contract_and_the_linter(copy: Path, family: str) -> None:
     name = f"{LONG}-{family}"
     module = name.replace("-", "_")
@@ -67,7 +68,7 @@ def test_nothing_is_overwritten(copy: Path) -> None:
     shutil.rmtree(room)
 
 
-@pytest.mark.parametrize("family", ["vision", "pde", "tuning", "speech", "retrieval"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_outside_a_checkout_it_is_a_package_that_passband_finds(
     family: str, tmp_path: Path
 ) -> None:

@@ -215,7 +215,7 @@ def _entrants(systems: Sequence[str], task: Task, *, baselines: bool) -> list[st
     names = list(systems)
     if baselines:
         named = [baseline for name in systems for baseline in catalog.get(name).baselines]
-        names += [name for name in named if task.verb in catalog.get(name).verbs]
+        names += [name for name in named if catalog.enters(catalog.get(name), task)]
     names = list(dict.fromkeys(names))
     if not names:
         raise ConfigError("no system to compare", expected="at least one id of the catalog")

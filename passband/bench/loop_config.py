@@ -43,6 +43,10 @@ class LoopConfig(Config):
     warmup: float = _field(0.0, "below 1: share of the budget, else steps", ge=0)
     final: float = _field(0.0, "lr at the end of cosine, linear / peak lr", ge=0, le=1)
     drop_every: float = _field(0.5, "step: share of the budget (< 1) or steps", gt=0)
+    drop_at: tuple[float, ...] = _field(
+        (), "step: these places instead of every drop_every, shares of the budget (< 1) or steps"
+    )
+    periods: int = _field(1, "cosine, linear: runs from the peak to final (warm restarts)", gt=0)
     drop: float = _field(0.1, "step, plateau: lr is multiplied by this each time", gt=0, le=1)
     patience: int = _field(5, "plateau: validations without a better one until lr drops", gt=0)
     reload: bool = _field(False, "plateau: go on from the best weights each time")
@@ -75,6 +79,13 @@ class LoopConfig(Config):
             raise ValueError(f"one of {', '.join(SCHEDULES)}")
         return name
 
+    @field_validator("drop_at")
+    @classmethod
+    def _positive_places(cls, places: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < place < float("inf") for place in places):
+            raise ValueError("places above 0: shares of the budget (below 1) or steps")
+        return places
+
     @field_validator("select")
     @classmethod
     def _known_rule(cls, rule: str) -> str:
@@ -87,5 +98,6 @@ class LoopConfig(Config):
         """What the learning rate is multiplied with; `Plateau.scale` comes on top."""
         return factor(
             self.schedule, steps=steps, fraction=fraction, warmup=self.warmup, final=self.final,
-            drop_every=self.drop_every, drop=self.drop,
+            drop_every=self.drop_every, drop=self.drop, drop_at=self.drop_at,
+            periods=self.periods,
         )

@@ -138,11 +138,12 @@ def budget_text(budget: Budget | str | None) -> str:
 def check(cell: Cell) -> Job:
     """Everything about a cell that can be wrong and is cheap to see; raises a PassbandError."""
     card, task = catalog.get(cell.system), catalog.task(cell.task)
-    if task.verb not in card.verbs:
-        able = [c.id for kind in ("system", "baseline") for c in catalog.select(
-            verb=task.verb, kind=kind)]
+    if not catalog.enters(card, task):
+        able = [one.id for one in catalog.cards().values() if catalog.enters(one, task)]
+        of = f" of the family {task.family!r}" if task.family else ""
         raise ConfigError(
-            f"{card.id!r} can't enter the task {task.name!r}, which is for the verb {task.verb!r}",
+            f"{card.id!r} can't enter the task {task.name!r}, which is for the verb {task.verb!r}"
+            f"{of}",
             expected=f"a system with that verb; {card.id!r} has {', '.join(card.verbs)}",
             mend=f"systems that can: {', '.join(able)}" if able else "",
         )

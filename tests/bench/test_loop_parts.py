@@ -47,6 +47,24 @@ def test_step_drops_at_its_multiples(every):
     assert found == [1, 1, 0.5, 0.5, 0.25, 0.125]
 
 
+@pytest.mark.parametrize("places", [(80, 120), (80 / 150, 0.8)])
+def test_step_drops_at_given_places(places):
+    found = [at("step", s, 150, drop_at=places, drop=0.01) for s in (0, 79, 80, 119, 120, 149)]
+    assert found == pytest.approx([1, 1, 0.01, 0.01, 0.0001, 0.0001])
+
+
+def test_restarts_are_those_of_torch():
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 10, eta_min=1e-3)
+    for step in range(150):
+        ours = 0.02 * at("cosine", step, 150, final=0.05, periods=15)
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
+        optimizer.step()
+        torchs.step()
+    assert at("cosine", 150, 150, final=0.05, periods=15) == pytest.approx(0.05)
+
+
 def test_crossed_finds_every_multiple_once():
     assert sum(crossed(i / 1000, (i + 1) / 1000, 0.05) for i in range(1000)) == 20
     assert crossed(3, 17, 10) and not crossed(10, 19, 10)

@@ -120,6 +120,21 @@ def _leading_values(system: Any, data: Data[Any]) -> np.ndarray:
     return np.concatenate([layer.sigma for layer in report.layers])
 
 
+def _noisy_product(_: Card) -> Data[Any]:
+    """Sixty points in three dimensions, and a product of two of them with noise."""
+    from passband.dynamics.risk_tasks import Regression
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 3))
+    y = x[:, :1] * x[:, 1:2] + 0.1 * rng.standard_normal((60, 1))
+    return Data(train=Regression(x, y), name="noisy product")
+
+
+def _predicted_risks(system: Any, _: Data[Any]) -> np.ndarray:
+    report = system.measure()
+    return np.array([(row.test, row.train, row.ridge) for row in (*report.data, *report.features)])
+
+
 # ---- separate, enhance, vocode -------------------------------------------------------------------
 
 RATE = 8000
@@ -233,7 +248,59 @@ def _flagged_in_parts(system: Any, data: Data[Any]) -> np.ndarray:
     return np.concatenate([system.flag(part).scores for part in parts])
 
 
-JOBS: dict[str, Job] = {
+# ---- classify ----------------------------------------------------------------------------------
+
+
+def _labelled_digits(_: Card) -> Data[Any]:
+    """Sixteen digits in two groups, and forty others to classify."""
+    import torch
+
+    from passband.data.labelled.digits import clean
+    from passband.data.labelled.labelled import Labelled
+
+    def part(source: Labelled, n: int) -> Labelled:
+        few = source.subset(range(n))
+        return replace(few, groups=torch.arange(n) % 2, group_names=("even", "odd"))
+
+    parts = clean()
+    return Data(
+        train=part(parts.train, 16), valid=part(parts.valid, 16), test=part(parts.test, 40),
+        name="sixteen digits",
+    )
+
+
+def _class_scores(system: Any, data: Data[Any]) -> np.ndarray:
+    return np.asarray(system.scores(data.test.x.numpy()))
+
+
+def _class_scores_in_parts(system: Any, data: Data[Any]) -> np.ndarray:
+    return np.concatenate([system.scores(x) for x in np.split(data.test.x.numpy(), [1, 14])])
+
+
+# ---- complete ------------------------------------------------------------------------------------
+
+
+def _sums(_: Card) -> Data[Any]:
+    """Most of a table of sums modulo 13, a tenth of the labels at random."""
+    from passband.data.modular import modular_dataset
+
+    whole = modular_dataset(13, "add", alpha=0.8, xi=0.1, seed=0)
+    return Data(train=whole.known, test=whole, name="sums modulo 13")
+
+
+def _entries(system: Any, data: Data[Any]) -> np.ndarray:
+    return np.asarray(system.scores(data.test.pairs))
+
+
+def _entries_in_parts(system: Any, data: Data[Any]) -> np.ndarray:
+    pairs = data.test.pairs.numpy()
+    return np.concatenate([system.scores(x) for x in np.split(pairs, [1, 50])])
+
+
+# A verb that means another job in one family has an entry (family, verb), which goes first.
+JOBS: dict[str | tuple[str, str], Job] = {
+    "complete": Job(_sums, _entries, _entries_in_parts),
+    "classify": Job(_labelled_digits, _class_scores, _class_scores_in_parts),
     "flag": Job(_names, _flagged, _flagged_in_parts),
     "search": Job(_ambiguous_words, _found, _found_in_parts),
     "separate": Job(_speech(lambda v, _: v.sum(0), lambda v: v), _separated),
@@ -244,6 +311,7 @@ JOBS: dict[str, Job] = {
     "solve": Job(_two_tones, _solution, _solution_in_parts),
     "adapt": Job(_eight_images, _logits, _logits_in_parts),
     "measure": Job(_eight_images, _leading_values),
+    ("dynamics", "measure"): Job(_noisy_product, _predicted_risks),
     "predict": Job(_own_task, _predictions, _predictions_in_parts),
 }
 
@@ -253,7 +321,12 @@ JOBS: dict[str, Job] = {
 
 def job_of(card: Card) -> Job:
     """The job of the card's first verb."""
-    return JOBS[card.verbs[0]]
+    return find_job(card, card.verbs[0])
+
+
+def find_job(card: Card, verb: str) -> Job:
+    """The job of a verb, that of the card's family before the common one."""
+    return JOBS[(card.family, verb) if (card.family, verb) in JOBS else verb]
 
 
 def fit(card: Card, seed: int = 0, monitor: Monitor | None = None) -> System:

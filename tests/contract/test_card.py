@@ -12,7 +12,7 @@ from passband import catalog
 from passband.bench.system import Config, System
 from passband.catalog import FAMILIES, Card
 from passband.errors import ConfigError, PassbandError
-from tests.contract.jobs import JOBS
+from tests.contract.jobs import JOBS, find_job
 
 PRESETS = ("paper", "small", "smoke")
 
@@ -43,7 +43,8 @@ def test_the_entry_is_a_system_with_the_verbs(card: Card) -> None:
     assert tuple(cls.verbs) == card.verbs
     for verb in card.verbs:
         assert callable(getattr(cls, verb)), verb
-        assert verb in JOBS, f"tests/contract/jobs.py has no job for the verb {verb!r}"
+        assert {verb, (card.family, verb)} & set(JOBS), f"contract/jobs.py: no job for {verb!r}"
+        assert find_job(card, verb)
 
 
 def test_names_on_the_card_exist(card: Card) -> None:

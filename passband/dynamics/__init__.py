@@ -1,0 +1,1 @@
+"""Regularisers, diagnostics and theory of training, each beside the control it is judged by."""

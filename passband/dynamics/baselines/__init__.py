@@ -1,0 +1,1 @@
+"""What the classifiers of the family are compared with."""

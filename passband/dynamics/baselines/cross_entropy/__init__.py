@@ -1,0 +1,1 @@
+"""The plain classifier, with label smoothing and mixup as options."""

@@ -1,0 +1,255 @@
+"""Networks of the family, by name. All of them are `head(features(x))` with a linear head.
+
+    x [B, *shape]  ->  features [B, d]  ->  logits [B, C]
+
+>>> model = build("mlp", shape=(1, 8, 8), classes=10, hidden=(64, 32))
+>>> model.features(torch.zeros(2, 1, 8, 8)).shape, model(torch.zeros(2, 1, 8, 8)).shape
+(torch.Size([2, 32]), torch.Size([2, 10]))
+>>> with torch.device("meta"):
+...     sizes = {name: sum(p.numel() for p in build(name, (3, 32, 32), 10).parameters())
+...              for name in ("resnet34", "preact_resnet18")}
+>>> sizes
+{'resnet34': 21282122, 'preact_resnet18': 11171274}
+
+B batch, C classes, d features. Sources: He et al., arXiv 1512.03385 (ResNet-34; the stem of 3x3
+without pooling is that of its CIFAR networks) and arXiv 1603.05027 (pre-activation).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from passband.errors import ConfigError, UnknownNameError
+
+
+class Network(nn.Module):
+    """Base: `body` gives features, `head` is linear on them.
+
+    A subclass sets both and may override `features`.
+    """
+
+    body: nn.Module
+    head: nn.Linear
+
+    def features(self, x: Tensor) -> Tensor:
+        """[B, *shape] -> [B, d]."""
+        return cast(Tensor, self.body(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, *shape] -> logits [B, C]."""
+        return cast(Tensor, self.head(self.features(x)))
+
+
+class MLP(Network):
+    """
+    hidden   widths of the layers between; () is a linear classifier
+    norm     batch normalisation before each ReLU
+    dropout  after each ReLU
+    """
+
+    def __init__(
+        self, shape: Sequence[int], classes: int, *, hidden: Sequence[int] = (512, 512),
+        norm: bool = False, dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        widths = [math.prod(shape), *hidden]
+        for a, b in pairwise(widths):
+            layers += [nn.Linear(a, b), *([nn.BatchNorm1d(b)] if norm else []), nn.ReLU()]
+            layers += [nn.Dropout(dropout)] if dropout else []
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(widths[-1], classes)
+
+
+class ConvNet(Network):
+    """Convolutions 3x3 of stride 1, each but the last followed by max-pooling by 2.
+
+    channels  of each convolution
+    pool      what the head sees: "mean" over pixels, or "flat", all of them
+    """
+
+    def __init__(
+        self, shape: Sequence[int], classes: int, *, channels: Sequence[int] = (32, 64, 128),
+        norm: bool = False, dropout: float = 0.0, pool: str = "mean",
+    ) -> None:
+        super().__init__()
+        colours, height, width = image_shape(shape)
+        if not channels:
+            raise ConfigError("channels = ()", expected="one convolution or more")
+        least = 2 ** (len(channels) - 1)
+        if min(height, width) < least:
+            raise ConfigError(
+                f"{len(channels)} convolutions on images of {height}x{width}",
+                expected=f"at least {least} pixels each way: each pooling halves them",
+                mend="fewer channels",
+            )
+        layers: list[nn.Module] = []
+        for i, (a, b) in enumerate(pairwise([colours, *channels])):
+            layers += [nn.MaxPool2d(2)] if i else []
+            layers += [nn.Conv2d(a, b, 3, padding=1), *([nn.BatchNorm2d(b)] if norm else [])]
+            layers += [nn.ReLU()]
+        layers += [nn.AdaptiveAvgPool2d(1)] if pool == "mean" else []
+        layers += [nn.Flatten(), *([nn.Dropout(dropout)] if dropout else [])]
+        self.body = nn.Sequential(*layers)
+        pixels = 1 if pool == "mean" else (height // least) * (width // least)
+        self.head = nn.Linear(channels[-1] * pixels, classes)
+
+
+class ResNet34(Network):
+    """ResNet-34 for small images: a 3x3 stem without pooling, four stages of basic blocks.
+
+    width  channels of the first stage; 64 in the paper
+    """
+
+    def __init__(
+        self, shape: Sequence[int], classes: int, *, width: int = 64, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        colours, *_ = image_shape(shape)
+        self.body = nn.Sequential(
+            nn.Conv2d(colours, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            *_stages(BasicBlock, width, (3, 4, 6, 3)), *_pooled(dropout),
+        )
+        self.head = nn.Linear(8 * width, classes)
+
+
+class PreActResNet18(Network):
+    """Pre-activation ResNet-18 for small images, without a last norm and ReLU before pooling.
+
+    That last norm is part of the published architecture; the networks of the papers here, made
+    from one widespread implementation, lack it, and their parameter counts with it.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], classes: int, *, width: int = 64, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        colours, *_ = image_shape(shape)
+        self.body = nn.Sequential(
+            nn.Conv2d(colours, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            *_stages(PreActBlock, width, (2, 2, 2, 2)), *_pooled(dropout),
+        )
+        self.head = nn.Linear(8 * width, classes)
+
+
+class BasicBlock(nn.Module):
+    """[B, c_in, h, w] -> [B, c_out, h / stride, w / stride]: two convolutions beside a shortcut."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(c_out)
+        same = stride == 1 and c_in == c_out
+        self.shortcut: nn.Module = nn.Identity() if same else nn.Sequential(
+            nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class PreActBlock(nn.Module):
+    """The same, norm and ReLU before each convolution; the shortcut starts after the first ReLU."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        same = stride == 1 and c_in == c_out
+        self.shortcut = None if same else nn.Conv2d(c_in, c_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.norm1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(active)
+        y = self.conv1(active)
+        return cast(Tensor, self.conv2(F.relu(self.norm2(y))) + shortcut)
+
+
+def _stages(
+    block: Callable[[int, int, int], nn.Module], width: int, depths: Sequence[int]
+) -> list[nn.Module]:
+    """Stages of twice the channels and half the pixels each; the first keeps the stem's."""
+    layers: list[nn.Module] = []
+    channels = width
+    for stage, depth in enumerate(depths):
+        out = width * 2**stage
+        for i in range(depth):
+            layers.append(block(channels, out, 2 if stage and not i else 1))
+            channels = out
+    return layers
+
+
+def _pooled(dropout: float) -> list[nn.Module]:
+    last = [nn.Dropout(dropout)] if dropout else []
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *last]
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP, "conv": ConvNet, "resnet34": ResNet34, "preact_resnet18": PreActResNet18,
+}
+"""Name -> class; called with (shape, classes, **options)."""
+
+
+def build(name: str, shape: Sequence[int], classes: int, **options: Any) -> nn.Module:
+    """A network with fresh weights.
+
+    shape    of one example: (d,) or (channels, height, width)
+    options  of the class; what it doesn't know is a `ConfigError`
+    Raises `UnknownNameError` for a name, `ConfigError` for a shape the network can't take.
+    """
+    if name not in NETWORKS:
+        raise UnknownNameError("network", name, NETWORKS)
+    try:
+        return NETWORKS[name](shape, classes, **options)
+    except TypeError as error:
+        raise ConfigError(
+            f"network {name!r} with {', '.join(options) or 'no options'}: {error}",
+            expected=f"options of {NETWORKS[name].__name__}",
+        ) from None
+
+
+def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """(channels, height, width) of an image's shape; raises `ConfigError` for a row of numbers."""
+    if len(shape) != 3:
+        raise ConfigError(
+            f"examples of shape {list(shape)} for a convolutional network",
+            expected="[channels, height, width]", mend="network='mlp' takes any shape",
+        )
+    channels, height, width = shape
+    return channels, height, width
+
+
+def count(module: nn.Module) -> int:
+    """Number of parameters.
+
+    >>> count(nn.Linear(3, 2))
+    8
+    """
+    return sum(p.numel() for p in module.parameters())
+
+
+def normalisation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of images, or column of rows.
+
+    x [N, *shape] -> both [1, channels, 1, 1] or [1, d]. A constant column gets deviation 1.
+
+    >>> mean, std = normalisation(torch.tensor([[0.0, 5.0], [2.0, 5.0]]))
+    >>> mean, std
+    (tensor([[1., 5.]]), tensor([[1., 1.]]))
+    """
+    axes = [0, *range(2, x.dim())]
+    std, mean = torch.std_mean(x.double(), axes, correction=0, keepdim=True)
+    std = torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.ones_like(std))
+    return mean.float(), std.float()

@@ -1,0 +1,110 @@
+"""Networks of the family: sizes of the papers, features and head, pixels on the way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from passband.dynamics.augment import crop_flip
+from passband.dynamics.networks import (
+    NETWORKS,
+    BasicBlock,
+    PreActBlock,
+    build,
+    count,
+    normalisation,
+)
+from passband.errors import ConfigError, UnknownNameError
+
+
+@pytest.mark.parametrize(("name", "shape", "classes", "options", "parameters"), [
+    ("resnet34", (3, 32, 32), 10, {}, 21_282_122),
+    ("resnet34", (3, 32, 32), 100, {}, 21_328_292),
+    ("preact_resnet18", (3, 32, 32), 10, {}, 11_171_274),
+    ("preact_resnet18", (3, 32, 32), 100, {}, 11_217_444),
+    ("mlp", (1, 8, 8), 10, {}, 301_066),
+    ("mlp", (64,), 10, {"hidden": (256, 256)}, 85_002),
+    ("mlp", (5,), 2, {"hidden": ()}, 12),
+])
+def test_sizes_are_those_of_the_papers(name, shape, classes, options, parameters) -> None:
+    with torch.device("meta"):
+        assert count(build(name, shape, classes, **options)) == parameters
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_is_a_linear_head_on_features(name: str) -> None:
+    options = {"width": 4} if "resnet" in name else {}
+    model = build(name, (3, 16, 16), 7, dropout=0.3, **options).eval()
+    x = torch.randn(2, 3, 16, 16)
+    features = model.features(x)
+    assert features.dim() == 2 and isinstance(model.head, nn.Linear)
+    torch.testing.assert_close(model(x), features @ model.head.weight.T + model.head.bias)
+
+
+@pytest.mark.parametrize("name", ["resnet34", "preact_resnet18"])
+def test_small_images_are_pooled_at_four_pixels(name: str) -> None:
+    model, sizes = build(name, (3, 32, 32), 10, width=4), []
+    pool = next(m for m in model.modules() if isinstance(m, nn.AdaptiveAvgPool2d))
+    pool.register_forward_pre_hook(lambda _, x: sizes.append(tuple(x[0].shape)))
+    model(torch.randn(2, 3, 32, 32))
+    assert sizes == [(2, 32, 4, 4)]
+
+
+def test_the_preactivation_network_has_no_last_norm() -> None:
+    """One norm for the stem, two a block: the one before pooling is missing, as in the papers."""
+    model = build("preact_resnet18", (3, 32, 32), 10, width=4)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == 1 + 2 * 8
+    blocks = [m for m in model.modules() if isinstance(m, PreActBlock)]
+    assert [b.shortcut is not None for b in blocks] == [False, False] + [True, False] * 3
+
+
+def test_blocks_without_their_convolutions_are_shortcuts() -> None:
+    x = torch.randn(2, 4, 6, 6)
+    for block, expected in ((PreActBlock(4, 4, 1), x), (BasicBlock(4, 4, 1), x.relu())):
+        nn.init.zeros_(block.conv2.weight)
+        torch.testing.assert_close(block.eval()(x), expected)
+
+
+def test_the_small_conv_net_against_its_layers() -> None:
+    model = build("conv", (1, 8, 8), 10, channels=(16, 32), pool="flat")
+    assert count(model) == (16 * 9 + 16) + (32 * 16 * 9 + 32) + (32 * 4 * 4 * 10 + 10)
+    x, (first, second) = torch.randn(3, 1, 8, 8), (
+        m for m in model.modules() if isinstance(m, nn.Conv2d)
+    )
+    by_hand = second(nn.functional.max_pool2d(first(x).relu(), 2)).relu().flatten(1)
+    torch.testing.assert_close(model.features(x), by_hand)
+
+
+def test_wrong_names_shapes_and_options_are_answered() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'resnet34'"):
+        build("resnet-34", (3, 32, 32), 10)
+    with pytest.raises(ConfigError, match="network='mlp' takes any shape"):
+        build("conv", (64,), 10)
+    with pytest.raises(ConfigError, match="5 convolutions on images of 8x8"):
+        build("conv", (1, 8, 8), 10, channels=(4,) * 5)
+    with pytest.raises(ConfigError, match="depth"):
+        build("mlp", (64,), 10, depth=3)
+
+
+def test_normalised_data_have_mean_nought_and_deviation_one() -> None:
+    torch.manual_seed(0)
+    for x in (5 + 3 * torch.randn(50, 2, 4, 4), torch.randn(50, 6) * torch.arange(6)):
+        mean, std = normalisation(x)
+        y = (x - mean) / std
+        y = y.movedim(1, 0).flatten(1)
+        assert float(y.mean(1).abs().max()) < 1e-5
+        moved = y.std(1, correction=0)
+        assert ((moved - 1).abs() < 1e-4).logical_or(moved == 0).all()
+
+
+def test_an_augmented_image_is_a_shifted_one_or_its_mirror_image() -> None:
+    x = torch.arange(1.0, 26).reshape(1, 1, 5, 5).expand(200, 1, 5, 5)
+    found = crop_flip(x, fill=-7.0, pad=1, generator=torch.Generator().manual_seed(0))
+    padded = nn.functional.pad(x[0, 0], (1, 1, 1, 1), value=-7.0)
+    windows = [padded[i : i + 5, j : j + 5] for i in range(3) for j in range(3)]
+    allowed = [w for window in windows for w in (window, window.flip(1))]
+    hits = [next(k for k, w in enumerate(allowed) if torch.equal(y[0], w)) for y in found]
+    assert set(hits) == set(range(18))  # each of them comes up in 200 draws
+    with pytest.raises(ConfigError, match="augment='none'"):
+        crop_flip(torch.zeros(2, 5))
