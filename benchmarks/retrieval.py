@@ -3,9 +3,15 @@
     python benchmarks/retrieval.py [--quick] [--only search|dense|head|append|growth] [--json FILE]
 
 search  the inverted index against bm25s (NumPy and numba) and scipy's sparse product, on BM25
-        impacts of the same drawn texts: building, queries and bytes
-dense   exact inner products against a plain product with a sort, and faiss' flat index
-head    the pooled vocabulary head against the naive form and sentence-transformers' pooling
+        impacts of the same drawn texts: building, queries and bytes. Half of the time of a query
+        is adding up its postings, the floor of any exact search that reads them all.
+dense   an index of vectors against a plain product with a sort, and faiss' flat index. The floor of
+        one query is reading all vectors once (2 ms of 100,000 x 128 here), which is most of
+        faiss' time and two thirds of ours: the rest, about a millisecond, is choosing the best
+        and scoring them once more in float64, so that scores are exact to the bit.
+head    the pooled vocabulary head against the naive form and sentence-transformers' pooling: time,
+        and the most bytes of tensors alive at one time, to the byte; "without gradients" leaves
+        out those of states, decoder and bias, which every form ends with
 append  adding 1,000 documents to many, against building anew
 growth  time of building and searching from 10,000 to 1,000,000 documents, with fitted exponents
 
@@ -40,7 +46,7 @@ from scipy import sparse
 
 from passband.parts.inverted_index import InvertedIndex
 from passband.parts.pooled_max import log_saturation, pooled_max
-from passband.parts.topk import topk
+from passband.parts.tensor_memory import PeakTensors
 from passband.retrieval.index import DenseIndex, SparseIndex
 
 Row = dict[str, Any]
@@ -168,13 +174,15 @@ def dense_pairs(documents: int, queries: int, width: int, rounds: int) -> list[R
         chosen = np.argpartition(-product, K, axis=1)[:, :K]
         return -np.sort(-np.take_along_axis(product, chosen, 1), axis=1)
 
-    ours = topk(q, x, K)
+    ids = [str(place) for place in range(documents)]
+    whole = DenseIndex.create(None, [x], ids)
+    half = DenseIndex.create(None, [x], ids, dtype="float16")
+    ours = whole.find(q, K)
     same(ours.scores, plain(), "dense")
     same(ours.scores, flat.search(q, K)[0], "dense")
-    half = torch.from_numpy(x).half()
     return raced(f"{documents:,} x {width}, {queries} queries", {
-        "ours": lambda: topk(q, x, K),
-        "ours, 16 bits": lambda: topk(q, half, K),
+        "ours": lambda: whole.find(q, K),
+        "ours, 16 bits": lambda: half.find(q, K),
         "product and argpartition": plain,
         "faiss IndexFlatIP": lambda: flat.search(q, K),
     }, rounds)
@@ -226,14 +234,34 @@ def head_pairs(batch: int, length: int, width: int, vocabulary: int, rounds: int
 
         return run
 
-    return raced(case, {name: step(form) for name, form in forms.items()}, rounds)
+    steps = {name: step(form) for name, form in forms.items()}
+    rows = raced(case, steps, rounds)
+    for row in rows:
+        for tensor in (hidden, weight, bias):
+            tensor.grad = None
+        with PeakTensors() as memory:
+            steps[row["what"]]()
+        row["bytes"] = memory.peak
+        # Gradients that every form must leave: what remains is what the form itself takes.
+        row["own"] = memory.peak - sum(t.nbytes for t in (hidden, weight, bias))
+    return rows
 
 
 def head(quick: bool) -> list[Row]:
     cases = ((4, 64, 128, 8192, 2),) if quick else (
         (8, 128, 384, 30_522, 3), (16, 96, 128, 8192, 5))
     rows = [row for case in cases for row in in_fresh_process(head_pairs, *case)]
-    return show("Vocabulary head, forward and backward", rows)
+    show("Vocabulary head, forward and backward", rows)
+    ours = {row["case"]: row for row in rows if row["what"] == "ours"}
+    for row in rows:
+        row["bytes_ratio"] = row["bytes"] / ours[row["case"]]["bytes"]
+        row["own_ratio"] = row["own"] / ours[row["case"]]["own"]
+    columns = ("case", "work", "most bytes", "of ours", "without gradients", "of ours")
+    print_table("The same step: most bytes of tensors alive at one time", columns, [
+        (row["case"], row["what"], f"{row['bytes'] / 1e6:.1f} MB", f"{row['bytes_ratio']:.2f}",
+         f"{row['own'] / 1e6:.1f} MB", f"{row['own_ratio']:.2f}") for row in rows
+    ])
+    return rows
 
 
 # ---- append ----------------------------------------------------------------------------------
@@ -305,7 +333,7 @@ PARTS: dict[str, Callable[[bool], list[Row]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes, about a minute")
+    parser.add_argument("--quick", action="store_true", help="small sizes, within a minute")
     parser.add_argument("--only", choices=PARTS, help="one part")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     options = parser.parse_args()

@@ -169,7 +169,19 @@ def test_searches_are_compared_at_equal_results(load, monkeypatch):
     rows = retrieval.search_pairs(200, 20, 1)
     assert rows[0]["what"] == "ours" and rows[0]["ratio"] == 1
     assert {"bm25s, NumPy", "scipy product"} <= {row["what"] for row in rows}
-    right = retrieval.topk
-    monkeypatch.setattr(retrieval, "topk", lambda q, x, k: right(q, -x, k))
+    right = retrieval.DenseIndex.find
+    monkeypatch.setattr(retrieval.DenseIndex, "find", lambda self, q, k: right(self, -q, k))
     with pytest.raises(SystemExit, match="results differ"):
         retrieval.dense_pairs(200, 2, 8, 1)
+
+
+def test_the_head_is_held_against_others_in_memory_too(load):
+    """States, decoder and bias end with gradients; whoever keeps logits keeps B L V of them."""
+    pytest.importorskip("sentence_transformers")
+    rows = {row["what"]: row for row in load("retrieval").head_pairs(2, 32, 8, 2048, 1)}
+    logits = 4 * 2 * 32 * 2048
+    for name in ("naive", "sentence-transformers"):
+        assert rows[name]["bytes"] > 2 * logits
+    assert rows["ours"]["bytes"] < logits
+    gradients = 4 * (2 * 32 * 8 + 2048 * 8 + 2048)
+    assert all(row["bytes"] - row["own"] == gradients for row in rows.values())

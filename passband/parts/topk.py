@@ -30,6 +30,7 @@ Vectors: TypeAlias = "Tensor | NDArray[np.floating]"
 
 SPARE = 16  # candidates beyond k: what rounding may reorder, nearly always
 QUERIES = 256  # of one product; with 16,384 documents its scores take 16 MB
+FEW = 8  # queries up to which libraries multiply faster with the documents on the left
 PAIRS = 1 << 21  # numbers of the pairs that are scored at once
 
 
@@ -40,13 +41,17 @@ class TopK(NamedTuple):
     scores: NDArray[np.float32]  # [Q, k]
 
 
-def topk(queries: Vectors, documents: Vectors, k: int, *, block: int = 16384) -> TopK:
+def topk(
+    queries: Vectors, documents: Vectors, k: int, *, block: int = 16384,
+    longest: float | None = None,
+) -> TopK:
     """Places and scores of the k documents with the largest inner products.
 
     queries    [Q, d], documents [N, d]; tensors, arrays or memory maps of float32 or float16.
                Tensors on a device are multiplied there. A memory map is read once, in blocks.
     k          at most N are returned
     block      documents multiplied at once
+    longest    the documents' `longest_norm`, where it is known: they are read once less
 
     Equal scores: the lower place first. Raises `DataError` for other shapes and for NaN.
 
@@ -61,22 +66,43 @@ def topk(queries: Vectors, documents: Vectors, k: int, *, block: int = 16384) ->
     rows = rows.detach().to(device, torch.float32)
     if not len(rows) or not k:
         return TopK(np.zeros((len(rows), k), np.int64), np.zeros((len(rows), k), np.float32))
-    kept, longest = _candidates(rows, documents, min(k + SPARE, len(documents)), block)
-    norms = torch.linalg.vector_norm(rows, dim=1)
-    if not bool(torch.isfinite(norms).all()):
+    norms = torch.linalg.vector_norm(rows, dim=1).cpu().numpy()
+    if not np.isfinite(norms).all():
         raise DataError("queries have NaN or infinite values", expected="finite numbers")
-    places = torch.sort(kept.places, dim=1).values
-    best = _best(places.cpu().numpy(), _exact(rows, documents, places), k)
+    if longest is None:
+        longest = longest_norm(documents, block)
+    kept = _candidates(rows, documents, min(k + SPARE, len(documents)), block)
+    places = np.sort(kept.places.cpu().numpy(), axis=1)
+    best = _best(places, _exact(rows, documents, torch.as_tensor(places, device=device)), k)
     if kept.places.shape[1] == len(documents):
         return best
     # A document that isn't a candidate scored no more than the last of them.
-    error = norms * longest * (rows.shape[1] + 2) * torch.finfo(torch.float32).eps
-    border = torch.as_tensor(best.scores[:, -1], device=device) - error
-    for row in torch.nonzero(kept.scores[:, -1] >= border).flatten().tolist():
+    error = norms * longest * (rows.shape[1] + 2) * np.finfo(np.float32).eps
+    border, last = best.scores[:, -1] - error, kept.scores[:, -1].cpu().numpy()
+    for row in np.flatnonzero(last >= border).tolist():
         near = _near(rows[row : row + 1], documents, float(border[row]), block)
         again = _best(near.cpu().numpy(), _exact(rows[row : row + 1], documents, near), k)
         best.places[row], best.scores[row] = again.places[0], again.scores[0]
     return best
+
+
+def longest_norm(documents: Vectors, block: int = 16384) -> float:
+    """The largest norm of a document, 0 without any; `DataError` for NaN and infinite values.
+
+    >>> longest_norm(np.array([[3.0, 4.0], [0.0, 1.0]]))
+    5.0
+    """
+    device = documents.device if isinstance(documents, Tensor) else torch.device("cpu")
+    longest = 0.0
+    for start, part in _blocks(documents, block, device):
+        norm = float(torch.linalg.vector_norm(part, dim=1).max())
+        if not np.isfinite(norm):
+            raise DataError(
+                f"documents {start} to {start + len(part) - 1} have NaN or infinite values",
+                expected="finite numbers",
+            )
+        longest = max(longest, norm)
+    return longest
 
 
 def merge(found: Sequence[TopK], k: int) -> TopK:
@@ -120,63 +146,100 @@ class _Kept(NamedTuple):
 
 
 def _blocks(documents: Vectors, block: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+    """Places and float32 rows on the device. What has to be converted is, into one buffer: rows
+    are those of the block until the next is asked for."""
+    ready = _ready(documents, device)
+    size = (min(block, len(documents)), documents.shape[1])
+    buffer = None if ready else torch.empty(size, device=device)
     for start in range(0, len(documents), block):
         part = documents[start : start + block]
         if not isinstance(part, Tensor):
-            # A read-only memory map is copied: torch warns of what it can't write to.
-            whole = np.asarray(part, dtype=np.float32)
+            # torch warns of arrays that it can't write to, such as those of read-only maps.
+            whole = np.asarray(part)
             part = torch.from_numpy(whole if whole.flags.writeable else whole.copy())
-        yield start, part.detach().to(device, torch.float32)
+        part = part.detach()
+        yield start, part if buffer is None else buffer[: len(part)].copy_(part)
 
 
-def _candidates(
-    rows: Tensor, documents: Vectors, m: int, block: int
-) -> tuple[_Kept, float]:
-    """The m best of each query by float32 products, and the longest document's norm."""
-    kept: list[_Kept | None] = [None] * len(range(0, len(rows), QUERIES))
-    longest = 0.0
-    for start, part in _blocks(documents, block, rows.device):
-        norm = float(torch.linalg.vector_norm(part, dim=1).max())
-        if not np.isfinite(norm):
-            raise DataError(
-                f"documents {start} to {start + len(part) - 1} have NaN or infinite values",
-                expected="finite numbers",
-            )
-        longest = max(longest, norm)
-        for number, chunk in enumerate(torch.split(rows, QUERIES)):
-            kept[number] = _offer(kept[number], chunk @ part.T, start, m)
-    chunks = [each for each in kept if each is not None]
-    return _Kept(*(torch.cat(parts) for parts in zip(*chunks, strict=True))), longest
+def _ready(documents: Vectors, device: torch.device) -> bool:
+    if isinstance(documents, Tensor):
+        return documents.dtype == torch.float32 and documents.device == device
+    return documents.dtype == np.float32 and device.type == "cpu"
+
+
+def _candidates(rows: Tensor, documents: Vectors, m: int, block: int) -> _Kept:
+    """The m best of each query by float32 products."""
+    chunks = torch.split(rows, QUERIES)
+    kept: list[_Kept | None] = [None] * len(chunks)
+    waiting: list[list[Tensor]] = [[] for _ in chunks]
+    # Scores of few queries are looked through after several blocks, at no more memory.
+    together, first = block * max(1, QUERIES // len(rows)), 0
+    size = together if _ready(documents, rows.device) else block
+    for start, part in _blocks(documents, size, rows.device):
+        end = start + len(part)
+        full = end - first >= together or end == len(documents)
+        for number, chunk in enumerate(chunks):
+            scores = waiting[number]
+            scores.append(_products(chunk, part))
+            if full:
+                whole = scores[0] if len(scores) == 1 else torch.cat(scores, 1)
+                kept[number] = _offer(kept[number], whole, first, m)
+                scores.clear()
+        first = end if full else first
+    found = [each for each in kept if each is not None]
+    return _Kept(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def _products(rows: Tensor, part: Tensor) -> Tensor:
+    """Inner products [q, n], in the form that is fastest for so many queries."""
+    if rows.device.type == "cpu" and len(rows) == 1:
+        # As fast as memory is read; matrix products of one row can take twice as long.
+        return torch.from_numpy(_dots(part.numpy(), rows[0].numpy()))[None]
+    if rows.device.type == "cpu" and len(rows) <= FEW:
+        return (part @ rows.T).T
+    return rows @ part.T
+
+
+def _dots(part: NDArray[np.float32], row: NDArray[np.float32]) -> NDArray[np.float32]:
+    # NumPy before 2 has no vecdot.
+    found: NDArray[np.float32] = (
+        np.vecdot(part, row) if hasattr(np, "vecdot") else np.einsum("nd,d->n", part, row)
+    )
+    return found
 
 
 def _offer(kept: _Kept | None, scores: Tensor, start: int, m: int) -> _Kept:
     """The m best of what was kept and a block of scores [q, n]."""
-    if kept is None or kept.scores.shape[1] < m:
-        values, columns = torch.topk(scores, min(m, scores.shape[1]), dim=1)
-        places = columns + start
-    else:
+    if kept is not None and kept.scores.shape[1] == m:
         # Most of a later block is below what was found before: only what is above is sorted.
-        queries, columns = torch.nonzero(scores > kept.scores[:, -1:], as_tuple=True)
-        if not len(queries):
-            return kept
-        counts = torch.bincount(queries, minlength=len(scores))
-        first = torch.cumsum(counts, 0) - counts
-        slots = torch.arange(len(queries), device=scores.device) - first[queries]
-        values = scores.new_full((len(scores), int(counts.max())), -torch.inf)
-        places = torch.full_like(values, -1, dtype=torch.int64)
-        values[queries, slots] = scores[queries, columns]
-        places[queries, slots] = columns + start
-    if kept is not None:
-        values = torch.cat([kept.scores, values], 1)
-        places = torch.cat([kept.places, places], 1)
-    best, order = torch.topk(values, min(m, values.shape[1]), dim=1)
-    return _Kept(places.gather(1, order), best)
+        found = _where(scores > kept.scores[:, -1:], scores, start)
+    else:
+        values, columns = torch.topk(scores, min(m, scores.shape[1]), dim=1)
+        found = _Kept(columns + start, values)
+    if kept is None:
+        return found
+    found = _Kept(*(torch.cat(pair, 1) for pair in zip(kept, found, strict=True)))
+    best, order = torch.topk(found.scores, min(m, found.scores.shape[1]), dim=1)
+    return _Kept(found.places.gather(1, order), best)
+
+
+def _where(chosen: Tensor, scores: Tensor, start: int) -> _Kept:
+    """The chosen of the scores [q, n], rows filled up with -inf."""
+    queries, columns = torch.nonzero(chosen, as_tuple=True)
+    counts = torch.bincount(queries, minlength=len(scores))
+    first = torch.cumsum(counts, 0) - counts
+    slots = torch.arange(len(queries), device=scores.device) - first[queries]
+    values = scores.new_full((len(scores), int(counts.max())), -torch.inf)
+    places = torch.full_like(values, -1, dtype=torch.int64)
+    values[queries, slots] = scores[queries, columns]
+    places[queries, slots] = columns + start
+    return _Kept(places, values)
 
 
 def _near(row: Tensor, documents: Vectors, border: float, block: int) -> Tensor:
     """Places [1, n] of all documents whose float32 product reaches the border."""
     found = [
-        torch.nonzero((row @ part.T)[0] >= border).flatten() + start
+        torch.nonzero(_products(row, part)[0] >= border).flatten() + start
         for start, part in _blocks(documents, block, row.device)
     ]
     return torch.cat(found)[None]

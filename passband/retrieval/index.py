@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -29,7 +30,7 @@ from scipy import sparse
 from passband.errors import CheckpointError, DataError, UnknownNameError
 from passband.parts.inverted_index import InvertedIndex, SparseRows
 from passband.parts.segment_store import SegmentStore
-from passband.parts.topk import TopK, merge, topk
+from passband.parts.topk import TopK, longest_norm, merge, topk
 from passband.retrieval.hits import Hits
 from passband.retrieval.ids import BYTES, LENGTHS, Ids
 
@@ -198,6 +199,23 @@ class SparseIndex(Index):
         return self._about
 
 
+@dataclass
+class Part:
+    """Vectors [n, d] that are never changed, with the largest of their norms.
+
+    A search needs it to know how far its float32 products may be off. None: of an index that was
+    written without it, read off the vectors by the first search.
+    """
+
+    vectors: Array
+    longest: float | None = None
+
+    def search(self, queries: Array, k: int) -> TopK:
+        if self.longest is None:
+            self.longest = longest_norm(self.vectors)
+        return topk(queries, self.vectors, k, longest=self.longest)
+
+
 class DenseIndex(Index):
     """Vectors and inner products.
 
@@ -207,7 +225,7 @@ class DenseIndex(Index):
     kind = "dense"
 
     def __init__(
-        self, parts: list[Array], ids: Ids, about: Mapping[str, Any],
+        self, parts: list[Part], ids: Ids, about: Mapping[str, Any],
         store: SegmentStore | None = None,
     ) -> None:
         self.parts, self.ids, self._about, self.store = parts, ids, dict(about), store
@@ -232,14 +250,17 @@ class DenseIndex(Index):
         if folder is None:
             whole = np.concatenate(list(pieces))
             _matched(arrays, len(whole))
-            return cls([whole], Ids([arrays]), about or {})
+            return cls([Part(whole, longest_norm(whole))], Ids([arrays]), about or {})
         store = SegmentStore.create(folder, cls.kind)
         with store.writing():
             with store.segment() as new:
                 with new.stream("vectors", dtype, (count, width)) as stream:
+                    longest = 0.0
                     for piece in pieces:
+                        longest = max(longest, longest_norm(piece))
                         stream.write(piece)
                     _matched(arrays, stream.rows)
+                new.facts["longest"] = longest
                 for name, array in arrays.items():
                     new.save(name, array)
             store.commit([new], facts={"about": dict(about or {}), "dtype": dtype})
@@ -252,17 +273,18 @@ class DenseIndex(Index):
         return cls(_parts(store), _ids(store), store.facts.get("about", {}), store)
 
     def append(self, vectors: Array, ids: Iterable[str]) -> None:
-        rows = _checked(vectors, self.width, str(self.parts[0].dtype))
+        rows = _checked(vectors, self.width, str(self.dtype))
+        longest = longest_norm(rows)
         if self.store is None:
             arrays = _matched(self.ids.checked(ids), len(rows))
-            self.parts.append(rows)
+            self.parts.append(Part(rows.copy(), longest))  # the caller may change theirs
             self.ids.append(arrays)
             return
         with self.store.writing():
             if self.store.reload():  # another process has appended
                 self.parts, self.ids = _parts(self.store), _ids(self.store)
             arrays = _matched(self.ids.checked(ids), len(rows))
-            with self.store.segment() as new:
+            with self.store.segment({"longest": longest}) as new:
                 for name, array in {"vectors": rows, **arrays}.items():
                     new.save(name, array)
             self.store.commit([new], keep=list(self.store.segments))
@@ -271,18 +293,18 @@ class DenseIndex(Index):
 
     def compact(self) -> None:
         if self.store is None:
-            self.parts = [np.concatenate(self.parts)]
+            whole = np.concatenate([part.vectors for part in self.parts])
+            self.parts = [Part(whole, _longest(self.parts))]
             return
         with self.store.writing():
             if self.store.reload():
                 self.parts, self.ids = _parts(self.store), _ids(self.store)
             old = [self.store.arrays(name) for name in self.store.segments]
-            count = sum(len(part) for part in self.parts)
-            with self.store.segment() as new:
-                dtype = self.parts[0].dtype
-                with new.stream("vectors", dtype, (count, self.width)) as stream:
+            count = sum(len(part.vectors) for part in self.parts)
+            with self.store.segment({"longest": _longest(self.parts)}) as new:
+                with new.stream("vectors", self.dtype, (count, self.width)) as stream:
                     for part in self.parts:
-                        stream.write(part)
+                        stream.write(part.vectors)
                 for name in (BYTES, LENGTHS):
                     new.save(name, np.concatenate([arrays[name] for arrays in old]))
             self.store.commit([new])
@@ -291,10 +313,10 @@ class DenseIndex(Index):
     def find(self, vectors: Array, k: int) -> TopK:
         found, offset = [], 0
         for part in self.parts:
-            if len(part):
-                places, scores = topk(vectors, part, k)
+            if len(part.vectors):
+                places, scores = part.search(vectors, k)
                 found.append(TopK(places + offset, scores))
-                offset += len(part)
+                offset += len(part.vectors)
         return found[0] if len(found) == 1 else merge(found, min(k, len(self)))
 
     def explain(self, vectors: Array, document: str) -> list[tuple[str, float]]:
@@ -309,18 +331,22 @@ class DenseIndex(Index):
         found = np.empty((len(places), self.width), np.float32)
         offset = 0
         for part in self.parts:
-            here = (places >= offset) & (places < offset + len(part))
-            found[here] = part[places[here] - offset]
-            offset += len(part)
+            here = (places >= offset) & (places < offset + len(part.vectors))
+            found[here] = part.vectors[places[here] - offset]
+            offset += len(part.vectors)
         return found
 
     @property
     def width(self) -> int:
-        return int(self.parts[0].shape[1])
+        return int(self.parts[0].vectors.shape[1])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.parts[0].vectors.dtype
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts)
+        return sum(part.vectors.nbytes for part in self.parts)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -339,8 +365,17 @@ def _ids(store: SegmentStore | None) -> Ids:
     return Ids(store.arrays(name) for name in store.segments) if store else Ids()
 
 
-def _parts(store: SegmentStore) -> list[Array]:
-    return [store.arrays(name)["vectors"] for name in store.segments]
+def _parts(store: SegmentStore) -> list[Part]:
+    return [
+        Part(store.arrays(name)["vectors"], facts.get("longest"))
+        for name, facts in store.segments.items()
+    ]
+
+
+def _longest(parts: list[Part]) -> float | None:
+    """Of all parts; None where one isn't known."""
+    known = [part.longest for part in parts if part.longest is not None]
+    return max(known) if len(known) == len(parts) else None
 
 
 def _matched(arrays: dict[str, Array], count: int) -> dict[str, Array]:

@@ -222,10 +222,26 @@ class LearnedSparse(TrainedRetriever):
             return []
         data = Data(train=collection, valid=run.valid)
         budget = Budget(steps=max(1, round(c.teacher_share * (run.budget.steps or c.steps))))
-        return [
+        stages = [
             teacher_stage(name, data, self.seed, budget, preset=c.teacher_preset)
             for name in c.teachers
         ]
+        for name, stage in zip(c.teachers, stages, strict=True):
+            self._cases(name, stage)
+        return stages
+
+    def _cases(self, name: str, stage: FirstStage) -> None:
+        """Warn of a teacher that tells capitals apart where this system doesn't, or the reverse."""
+        theirs = getattr(getattr(stage, "system", None), "pieces", None)
+        if theirs is None or theirs.lowercase == self.pieces.lowercase:
+            return
+        one, other = ("lower-cases", "does not") if theirs.lowercase else ("keeps capitals",
+                                                                             "does not")
+        warnings.warn(
+            f"the tokenizer of teacher {name} {one}, that of the backbone {other}: texts that "
+            "differ in their capitals alone get different targets for the same vector, or the "
+            "reverse", PassbandWarning, stacklevel=2,
+        )
 
     # ---- negatives ---------------------------------------------------------------------------
 

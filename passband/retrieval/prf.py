@@ -142,6 +142,14 @@ class FeedbackRetriever(Retriever):
         self._corpus = corpus
         return made
 
+    def index_shards(
+        self, documents: Documents, folders: Sequence[str | Path], monitor: Monitor | None = None
+    ) -> list[Index]:
+        corpus = corpus_of(documents)
+        made = super().index_shards(corpus, folders, monitor)
+        self._corpus = corpus
+        return made
+
     def prepare(self, corpus: Corpus, folder: Path | None) -> None:
         self.stage.prepare(blocks(corpus))
 

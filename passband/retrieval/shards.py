@@ -23,11 +23,13 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from passband.errors import ConfigError, DataError, MissingExtraError, UnknownNameError
+from passband.parts.inverted_index.index import expanded
 from passband.parts.topk import TopK, merge
 from passband.retrieval.hits import Hits
-from passband.retrieval.index import Index
+from passband.retrieval.index import Index, SparseIndex
 
 
 class Shards:
@@ -63,11 +65,44 @@ class Shards:
         in two shards.
         """
         parts = self._engine.ask("search", vectors, k)
-        found = [
+        return self._hits(merge(self._moved(parts), min(k, len(self))), parts)
+
+    def two_phase(
+        self, vectors: Any, k: int, *, ratio: float = 0.4, expansion: float = 5.0
+    ) -> Hits:
+        """As `SparseIndex.two_phase` of all documents: the candidates are chosen over all shards.
+
+        Raises `ConfigError` for shards of dense vectors.
+        """
+        parts = self._engine.ask("phases", vectors, k, ratio, expansion)
+        first = self._moved(parts)
+        places, heavy = (np.concatenate(each, axis=1) for each in zip(*first, strict=True))
+        scores = np.concatenate([part.whole for part in parts], axis=1)
+        kept = np.lexsort((places, -heavy), axis=-1)[:, : expanded(k, expansion)]
+        chosen = TopK(*(np.take_along_axis(each, kept, axis=1) for each in (places, scores)))
+        return self._hits(merge([chosen], min(k, len(self))), parts)
+
+    def vectors(self, places: Any) -> Any:
+        """The vectors of documents by their places, which count through the shards."""
+        places = np.asarray(places, dtype=np.int64)
+        bounds = np.array(self._starts)
+        shard = np.searchsorted(bounds, places, side="right") - 1
+        local = [places[shard == i] - bounds[i] for i in range(len(self.sizes))]
+        parts = self._engine.ask_each("vectors", [(each,) for each in local])
+        order = np.argsort(np.argsort(shard, kind="stable"), kind="stable")
+        whole = sparse.vstack(parts, format="csr") if sparse.issparse(parts[0]) else (
+            np.concatenate(parts)
+        )
+        return whole[order]
+
+    def _moved(self, parts: Sequence[Found]) -> list[TopK]:
+        """Places that count through all shards."""
+        return [
             TopK(np.where(part.places < 0, -1, part.places + start), part.scores)
             for part, start in zip(parts, self._starts, strict=False)
         ]
-        best = merge(found, min(k, len(self)))
+
+    def _hits(self, best: TopK, parts: Sequence[Found]) -> Hits:
         names: dict[int, str] = {}
         for part, start in zip(parts, self._starts, strict=False):
             names |= {place + start: id for place, id in part.ids.items()}
@@ -122,6 +157,7 @@ class Found(NamedTuple):
     places: np.ndarray[Any, Any]  # [Q, k]
     scores: np.ndarray[Any, Any]
     ids: dict[int, str]
+    whole: Any = None  # [Q, k]: `scores` are by the heavy terms, these by all
 
 
 class Shard:
@@ -137,9 +173,23 @@ class Shard:
         return dict(self.index.about)
 
     def search(self, vectors: Any, k: int) -> Found:
-        places, scores = self.index.find(vectors, k)
-        ids = {p: self.index.ids[p] for p in np.unique(places).tolist() if p >= 0}
-        return Found(places, scores, ids)
+        return self._found(self.index.find(vectors, k))
+
+    def phases(self, vectors: Any, k: int, ratio: float, expansion: float) -> Found:
+        if not isinstance(self.index, SparseIndex):
+            raise ConfigError(
+                "two phases over dense vectors", expected="shards of a sparse index",
+                mend="search them without",
+            )
+        first, whole = self.index.postings.phases(vectors, k, ratio=ratio, expansion=expansion)
+        return self._found(first, whole)
+
+    def vectors(self, places: Any) -> Any:
+        return self.index.vectors(places)
+
+    def _found(self, found: TopK, whole: Any = None) -> Found:
+        ids = {p: self.index.ids[p] for p in np.unique(found.places).tolist() if p >= 0}
+        return Found(found.places, found.scores, ids, whole)
 
     def explain(self, vectors: Any, document: str) -> list[tuple[Any, float]] | None:
         """None where the document is in another shard."""
@@ -158,6 +208,10 @@ class Engine(ABC):
     def ask(self, method: str, *arguments: Any) -> list[Any]:
         """The results of a method of `Shard`."""
 
+    @abstractmethod
+    def ask_each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The same with arguments of its own for each shard."""
+
     def close(self) -> None:
         return None
 
@@ -174,10 +228,16 @@ class Local(Engine):
         self.workers = workers or -1
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
+        return self.ask_each(method, [arguments] * len(self.shards))
+
+    def ask_each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         import joblib
 
         parallel = joblib.Parallel(n_jobs=self.workers, backend="threading")
-        return list(parallel(joblib.delayed(getattr(s, method))(*arguments) for s in self.shards))
+        return list(parallel(
+            joblib.delayed(getattr(shard, method))(*given)
+            for shard, given in zip(self.shards, arguments, strict=True)
+        ))
 
 
 class Ray(Engine):
@@ -215,11 +275,15 @@ class Ray(Engine):
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
         arguments = tuple(self.ray.put(each) for each in arguments)  # sent once, not to each shard
+        return self.ask_each(method, [arguments] * len(self.actors))
+
+    def ask_each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         found: list[Any] = []
+        asked = list(zip(self.actors, arguments, strict=True))
         try:
-            for start in range(0, len(self.actors), self.workers):
-                some = self.actors[start : start + self.workers]
-                found += self.ray.get([getattr(a, method).remote(*arguments) for a in some])
+            for start in range(0, len(asked), self.workers):
+                some = asked[start : start + self.workers]
+                found += self.ray.get([getattr(a, method).remote(*given) for a, given in some])
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except self.ray.exceptions.RayActorError as error:

@@ -206,7 +206,8 @@ class TrainedRetriever(Retriever):
 
     def state(self) -> dict[str, Any]:
         tensors = dict(self.network.state_dict())
-        tensors.pop(PIECES, None)
+        for name in (PIECES, *tied(self.network)):  # a tied decoder is the embeddings: saved once
+            tensors.pop(name, None)
         return {**tensors, PIECES: torch.from_numpy(self.pieces.state())}
 
     def extra(self) -> dict[str, Any]:
@@ -222,10 +223,30 @@ class TrainedRetriever(Retriever):
         self._architecture = dict(extra["architecture"])
         network = self.build(build(self._architecture, self.kind))
         tensors = {n: torch.as_tensor(a) for n, a in state.items() if n != PIECES}
-        # Tied weights may be left out by a writer; what is missing otherwise is an error.
+        # Tied weights are left out, or there twice; what is missing otherwise is an error.
+        tensors |= {
+            name: tensors[first] for name, first in tied(network).items()
+            if name not in tensors and first in tensors
+        }
         network.load_state_dict(tensors)
         self._pieces = WordPieces.of(state[PIECES])
         self._network = network.eval()
+
+
+def tied(network: nn.Module) -> dict[str, str]:
+    """Name in the state of a weight that is another one again -> name of that, the earlier one.
+
+    >>> from passband.retrieval.backbones import mlm
+    >>> tied(mlm("smoke"))["cls.predictions.decoder.weight"]
+    'bert.embeddings.word_embeddings.weight'
+    """
+    first: dict[int, str] = {}
+    found = {}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        earlier = first.setdefault(id(tensor), name)
+        if earlier != name:
+            found[name] = earlier
+    return found
 
 
 def _facts(config: Any) -> dict[str, Any]:

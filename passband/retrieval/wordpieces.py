@@ -74,6 +74,12 @@ class WordPieces:
         known = {number: token for token, number in self.tokenizer.get_vocab().items()}
         return [known.get(i, "") for i in range(max(known) + 1)]
 
+    @property
+    def lowercase(self) -> bool:
+        """Capitals are made small before a text is cut into pieces."""
+        normalizer = self.tokenizer.normalizer
+        return normalizer is not None and normalizer.normalize_str("A") == "a"
+
     def texts(self, ids: Iterable[int]) -> list[str]:
         """The tokens of ids."""
         return [self.tokens[int(i)] for i in ids]

@@ -7,11 +7,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from passband.errors import ConfigError, DataError
 from passband.parts.asam import sharp_gradients
-from passband.parts.losses.contrastive import against_queue, contrast, in_batch, repeated
+from passband.parts.losses.contrastive import (
+    against_queue,
+    contrast,
+    gathered,
+    in_batch,
+    repeated,
+)
 from passband.parts.momentum import MomentumCopy, Queue
 
 
@@ -144,3 +151,52 @@ def test_both_passes_see_the_same_dropout():
 
     sharp_gradients(loss, [w])
     assert torch.equal(*seen)
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+
+def apart(rank: int, folder: str) -> None:
+    """One of two processes, with half of the queries and their keys."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    encoder, q, k = sides()
+    half = slice(3 * rank, 3 * rank + 3)
+    q, k = (part[half].clone().requires_grad_() for part in (q, k))
+    keys, first = gathered(encoder(k))
+    loss, found = in_batch(encoder(q), keys, first + torch.arange(3), temperature=0.3)
+    loss.backward()
+    torch.distributed.destroy_process_group()
+    kept = {"loss": loss.detach(), "found": found, "q": q.grad, "k": k.grad,
+            "weight": encoder.weight.grad}
+    save_file({name: part.contiguous() for name, part in kept.items()}, f"{folder}/{rank}")
+
+
+def sides():
+    g = torch.Generator().manual_seed(0)
+    encoder = nn.Linear(5, 4, bias=False)
+    with torch.no_grad():
+        encoder.weight.copy_(torch.randn(4, 5, generator=g))
+    return encoder, torch.randn(6, 5, generator=g), torch.randn(6, 5, generator=g)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_batch(tmp_path):
+    """Losses and, averaged over the processes as training does, gradients: of queries, of keys
+    that are other queries' negatives in the other process, and of the weights."""
+    if not torch.distributed.is_available():
+        pytest.skip("torch without torch.distributed")
+    torch.multiprocessing.spawn(apart, args=(str(tmp_path),), nprocs=2)
+    one, two = (load_file(tmp_path / str(rank)) for rank in (0, 1))
+
+    encoder, q, k = sides()
+    q.requires_grad_(), k.requires_grad_()
+    whole, right = in_batch(encoder(q), encoder(k), temperature=0.3)
+    whole.backward()
+    torch.testing.assert_close((one["loss"] + two["loss"]) / 2, whole.detach())
+    assert (one["found"] + two["found"]) / 2 == right
+    torch.testing.assert_close(torch.cat([one["q"], two["q"]]) / 2, q.grad)
+    torch.testing.assert_close(torch.cat([one["k"], two["k"]]) / 2, k.grad)
+    torch.testing.assert_close((one["weight"] + two["weight"]) / 2, encoder.weight.grad)

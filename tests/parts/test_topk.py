@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from passband.errors import DataError
-from passband.parts.topk import TopK, merge, topk
+from passband.parts.topk import TopK, longest_norm, merge, topk
 
 
 def sorted_by_hand(queries, documents, k):
@@ -61,6 +61,37 @@ def test_near_ties_are_told_apart():
     assert (found.places == places).all() and (found.scores == scores).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("count", [1, 2, 8, 9, 300])
+def test_each_form_of_the_product_is_a_full_sort(count, dtype):
+    """One query, few and many are multiplied in different ways, and their blocks put together."""
+    rng = np.random.default_rng(count)
+    queries = rng.standard_normal((count, 20)).astype(np.float32)
+    documents = rng.standard_normal((900, 20)).astype(dtype)
+    documents[500:520] = documents[:20]  # ties
+    exact = (queries.astype(np.float64) @ documents.astype(np.float64).T).astype(np.float32)
+    exact[:, 500:520] = exact[:, :20]
+    order = np.argsort(-exact, axis=1, kind="stable")[:, :30]
+    for block in (40, 16384):
+        found = topk(queries, documents, 30, block=block)
+        known = topk(queries, documents, 30, block=block, longest=longest_norm(documents, block))
+        assert (found.places == order).all() and (known.places == order).all()
+        assert (known.scores == found.scores).all()
+
+
+def test_the_longest_norm_tells_how_far_to_look():
+    """More documents than there are candidates within the rounding of the first pass."""
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal(200).astype(np.float32)
+    documents = np.repeat(base[None], 400, 0)
+    documents[:, 7] += np.spacing(documents[:, 7]) * rng.permutation(400)
+    longest = longest_norm(documents, block=64)
+    np.testing.assert_allclose(longest, np.linalg.norm(documents, axis=1).max(), rtol=1e-6)
+    places, scores = sorted_by_hand(np.ones((1, 200), np.float32), documents, 30)
+    found = topk(np.ones((1, 200), np.float32), documents, 30, longest=longest)
+    assert (found.places == places).all() and (found.scores == scores).all()
+
+
 def test_neither_batch_nor_block_nor_order_of_parts_changes_a_bit():
     rng = np.random.default_rng(1)
     queries = rng.standard_normal((300, 33)).astype(np.float32)
@@ -96,8 +127,8 @@ def test_takes_tensors_half_precision_and_memory_maps(tmp_path):
     np.save(tmp_path / "x.npy", documents)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r", allow_pickle=False)
     expected = topk(queries, documents.astype(np.float32), 5)
-    for form in (documents, mapped, torch.from_numpy(documents), torch.from_numpy(documents)):
-        found = topk(torch.from_numpy(queries), form, 5)
+    for form in (documents, mapped, torch.from_numpy(documents)):
+        found = topk(torch.from_numpy(queries), form, 5, block=30)
         assert (found.places == expected.places).all()
         assert (found.scores == expected.scores).all()
 

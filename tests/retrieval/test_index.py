@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -120,6 +122,50 @@ def test_half_precision_is_half_the_bytes(folder):
     assert index.nbytes == documents.nbytes // 2
     assert index.search(queries, 9).ids == best(documents.astype(np.float16).astype(np.float32),
                                                 queries, 9)
+
+
+def largest(*blocks):
+    return [float(np.linalg.norm(block.astype(np.float64), axis=1).max()) for block in blocks]
+
+
+def test_norms_are_kept_and_follow_the_documents(folder, monkeypatch):
+    """Read when documents come in, not when they are searched; and those of what is here now."""
+    documents, queries = vectors(DenseIndex, N, 13), vectors(DenseIndex, 3, 14)
+    documents[:50] /= 8
+    documents[70:] *= 40
+    index = DenseIndex.create(folder, [documents[:20], documents[20:50]], IDS[:50])
+    index.append(documents[50:70], IDS[50:70])
+    added = documents[70:].copy()
+    index.append(added, IDS[70:])
+    added[:] = 0  # the caller's own array is free again
+    parts = (documents[:50], documents[50:70], documents[70:])
+    monkeypatch.setattr("passband.retrieval.index.longest_norm", None)
+    monkeypatch.setattr("passband.parts.topk.longest_norm", None)
+    for each in (index, Index.open(folder) if folder else index):
+        np.testing.assert_allclose([p.longest for p in each.parts], largest(*parts), rtol=1e-6)
+        assert each.search(queries, 30).ids == best(documents, queries, 30)
+    index.compact()
+    for each in (index, Index.open(folder) if folder else index):
+        np.testing.assert_allclose([p.longest for p in each.parts], largest(documents), rtol=1e-6)
+        assert each.search(queries, 30).ids == best(documents, queries, 30)
+
+
+def test_norms_that_were_not_kept_are_read_once(tmp_path):
+    """An index of an earlier version has none in its manifest."""
+    documents, queries = vectors(DenseIndex, N, 15), vectors(DenseIndex, 3, 16)
+    DenseIndex.create(tmp_path / "i", [documents], IDS)
+    manifest = tmp_path / "i" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    assert content["segments"][0]["facts"].pop("longest") > 0
+    manifest.write_text(json.dumps(content))
+    index = Index.open(tmp_path / "i")
+    assert index.parts[0].longest is None
+    assert index.search(queries, 9).ids == best(documents, queries, 9)
+    np.testing.assert_allclose(index.parts[0].longest, *largest(documents), rtol=1e-6)
+    index.append(documents[:2] * 9, ["new", "newer"])
+    index.compact()
+    index.search(queries, 9)
+    assert [p.longest for p in index.parts] == [pytest.approx(*largest(documents[:2] * 9))]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e6])

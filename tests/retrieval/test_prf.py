@@ -170,3 +170,24 @@ def test_a_negative_number_of_passages_is_refused() -> None:
     system.index(TEXTS)
     with pytest.raises(ConfigError, match="-1 passages"):
         system.search_prf("ice", feedback=-1)
+
+
+@pytest.mark.parametrize(("system", "options"), [
+    ("rocchio", {}), ("rocchio", {"first_stage": "lsa", "axes": 4}), ("rm3", {}),
+    ("lol-prf", {"preset": "smoke"}),
+])
+def test_feedback_over_shards_is_that_over_one_index(tmp_path, system, options) -> None:
+    from passband.retrieval.shards import Shards
+
+    texts = [f"{a} {b}" for a in TEXTS for b in ("snow", "rain falls", "wind over moss")]
+    queries = ["water in spring", "the forest", "snow"]
+    one = create(system, **options)
+    index = one.index(texts)
+    expected = one.search_prf(queries, k=7, feedback=3, index=index)
+    folders = [tmp_path / name for name in "abc"]
+    one.index_shards(texts, folders)
+    found = one.search_prf(queries, k=7, feedback=3, index=Shards(folders))
+    assert found.read == expected.read and found.first.ids == expected.first.ids
+    assert found.second.ids == expected.second.ids
+    for a, b in zip(found.second.scores, expected.second.scores, strict=True):
+        np.testing.assert_array_equal(a, b)

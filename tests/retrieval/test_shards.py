@@ -80,3 +80,33 @@ def test_bad_input(tmp_path):
     pytest.importorskip("ray")
     with pytest.raises(ConfigError, match="in memory"):
         Shards([index], engine="ray")
+
+
+@pytest.mark.parametrize("k", [1, 4, 60])
+@pytest.mark.parametrize("workers", [None, 1])
+def test_two_phases_are_those_of_one_index(tmp_path, k, workers):
+    """Candidates are chosen over all shards: as many in all as one index would take."""
+    whole, folders = build(SparseIndex, tmp_path)
+    queries = drawn(SparseIndex, 25, 40 + k)
+    expected = whole.two_phase(queries, k, ratio=0.7, expansion=2.0)
+    found = Shards(folders, workers=workers).two_phase(queries, k, ratio=0.7, expansion=2.0)
+    assert found.ids == expected.ids
+    for name in ("scores", "places"):
+        for a, b in zip(getattr(found, name), getattr(expected, name), strict=True):
+            assert (a == b).all()
+    if k == 4:  # else this test could not tell it from an exact search
+        assert expected.ids != whole.search(queries, k).ids
+
+
+def test_vectors_of_places_in_any_shard(kind, tmp_path):
+    whole, folders = build(kind, tmp_path)
+    places = np.array([199, 3, 70, 70, 0, 71, 150])
+    for some in (places, places[:0]):
+        found, expected = Shards(folders).vectors(some), whole.vectors(some)
+        assert found.shape == expected.shape and not abs(found - expected).sum()
+
+
+def test_two_phases_need_terms(tmp_path):
+    _, folders = build(DenseIndex, tmp_path)
+    with pytest.raises(ConfigError, match="dense vectors"):
+        Shards(folders).two_phase(drawn(DenseIndex, 2, 1), 3)

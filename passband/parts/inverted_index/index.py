@@ -248,14 +248,21 @@ class InvertedIndex:
 
         Approximate: a document without a heavy term is never found. Scores are exact.
         """
+        first, scores = self.phases(queries, k, ratio=ratio, expansion=expansion)
+        return merge([TopK(first.places, scores)], min(k, len(self)))
+
+    def phases(
+        self, queries: SparseRows, k: int, *, ratio: float = 0.4, expansion: float = 5.0
+    ) -> tuple[TopK, NDArray[np.float32]]:
+        """What `two_phase` chooses from: candidates by the heavy terms, their scores by all."""
         rows = self._queries(queries)
         if not 0 <= ratio <= 1 or expansion < 1:
             raise DataError(
                 f"ratio = {ratio}, expansion = {expansion}",
                 expected="a ratio from 0 to 1, an expansion of 1 or more",
             )
-        first = self.search(heavy(rows, ratio), max(1, round(expansion * k)))
-        return merge([TopK(first.places, self.score(rows, first.places))], min(k, len(self)))
+        first = self.search(heavy(rows, ratio), expanded(k, expansion))
+        return first, self.score(rows, first.places)
 
     def explain(self, query: SparseRows, place: int) -> list[tuple[int, float]]:
         """What each term adds to the score of a document, largest first: (term, contribution)."""
@@ -313,6 +320,11 @@ def scaled(queries: sparse.csr_array, segment: Segment) -> sparse.csr_array:
     """Queries whose weights have the segment's quantisation steps in them."""
     weights = queries.data * segment.scales[queries.indices]
     return sparse.csr_array((weights, queries.indices, queries.indptr), shape=queries.shape)
+
+
+def expanded(k: int, expansion: float) -> int:
+    """Candidates of the first of two phases for k hits."""
+    return max(1, round(expansion * k))
 
 
 def heavy(queries: sparse.csr_array, ratio: float) -> sparse.csr_array:

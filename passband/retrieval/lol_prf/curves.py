@@ -58,14 +58,19 @@ def measure(system: LoL, data: Collection, sizes: Sequence[int]) -> Curve:
     for k in sizes:
         found = system.search_prf(list(judged.values()), scores_depth(), k, index)
         ranked = dict(zip(judged, found.second.ids, strict=True))
-        metrics.append(scores.mean(ranked, data.judgements))
+        metrics.append(scores.mean(
+            ranked, data.judgements, ignore_identical_ids=data.queries_are_documents
+        ))
         read = dict(zip(judged, found.read, strict=True))
         left = {
             q: {d: g for d, g in data.judgements[q].items() if d not in read[q]} for q in judged
         }
         unseen = {q: grades for q, grades in left.items() if any(g > 0 for g in grades.values())}
         residual.append(
-            scores.mean(scores.residual(ranked, read), unseen) if unseen else {}
+            scores.mean(
+                scores.residual(ranked, read), unseen,
+                ignore_identical_ids=data.queries_are_documents,
+            ) if unseen else {}
         )
     return Curve(sizes, table, metrics, residual)
 

@@ -47,7 +47,7 @@ class Step(NamedTuple):
 class Asked:
     """A query: its tokens, what it found, and what is relevant; places are in the corpus.
 
-    own  place of the document with the query's id, which evaluation takes out; -1: there is none
+    own  place of the document that the query is, which evaluation takes out; -1: there is none
     """
 
     id: str
@@ -152,13 +152,13 @@ def gather(
     for q, words, places in zip(ids, tokens, found, strict=True):
         positives = tuple(
             corpus.place(d) for d, grade in data.judgements[q].items()
-            if grade > 0 and d in corpus and d != q
+            if grade > 0 and d in corpus and not (data.queries_are_documents and d == q)
         )
         places = first(places, max(feedback, candidates))
         if not positives or len(places[:feedback]) < least:
             few += 1
             continue
-        own = corpus.place(q) if q in corpus else -1
+        own = corpus.place(q) if data.queries_are_documents and q in corpus else -1
         asked.append(Asked(q, words, places, positives, own))
     if few:
         warnings.warn(

@@ -284,3 +284,25 @@ def test_without_numba(monkeypatch):
             InvertedIndex.of(np.eye(3), engine="numba")
     finally:
         engines.chosen.cache_clear()
+
+
+@pytest.mark.parametrize("levels", [2, 40, 10**6])
+@pytest.mark.parametrize("k", [1, 30, 200])
+def test_documents_below_a_bound_are_left_out_and_no_others(levels, k):
+    """Many documents for few hits, with few, some and no ties: a full stable sort."""
+    rng = np.random.default_rng(levels + k)
+    documents = sparse.random_array((5003, 12), density=0.4, rng=rng, format="csr")
+    documents.data = rng.integers(1, levels + 1, documents.nnz).astype(np.float32)
+    documents = documents.toarray().astype(np.float32)
+    documents[:, 11] = 0
+    documents[[5000, 5001, 17], 11] = 1  # fewer hits than k
+    queries = np.eye(12, dtype=np.float32)
+    queries[0, 1:11] = 1
+    scores = queries.astype(np.float64) @ documents.T.astype(np.float64)
+    found = InvertedIndex.of(documents, threads=1).search(queries, k)
+    for row, exact in enumerate(scores):
+        order = np.argsort(-exact, kind="stable")[:k]
+        order = order[exact[order] > 0]
+        assert found.places[row, : len(order)].tolist() == order.tolist()
+        assert (found.places[row, len(order) :] == -1).all()
+        assert (found.scores[row, : len(order)] == exact[order]).all()

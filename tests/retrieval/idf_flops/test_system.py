@@ -1,6 +1,7 @@
 """Training, search and the exported folder."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -191,3 +192,59 @@ def test_exporting_again_replaces_the_folder(tmp_path):
     (folder / "stray").touch()
     assert not (system.export(folder) / "stray").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_saved_contriever_is_a_teacher(tmp_path):
+    """Dense scores of the folder, with its own word pieces, beside those of words."""
+    from passband.bench.saved import create, load
+    from passband.retrieval.teachers import Teacher, teacher_stage
+
+    folder = create("contriever", "smoke").save(tmp_path / "dense")
+    data = _collection()
+    texts = [d.full for d in data.corpus]
+    teacher = Teacher(
+        teacher_stage(str(folder), Data(train=data), 0, Budget(steps=1)), texts, WORDS
+    )
+    dense = load(folder)
+    expected = dense.encode_queries(WORDS[2:5]) @ dense.encode_documents(texts).T
+    np.testing.assert_allclose(teacher.scores([2, 3, 4], range(12)), expected, rtol=1e-5)
+    _, found = _fit(steps=30, teachers=(str(folder), "bm25"), lambda_d=0.0)
+    assert found["loss"] < _fit(steps=1, teachers=(str(folder), "bm25"), lambda_d=0.0)[1]["loss"]
+
+
+@pytest.mark.parametrize(("mine", "theirs", "said"), [
+    (True, False, "keeps capitals"), (False, True, "lower-cases"), (True, True, None),
+    (False, False, None),
+])
+def test_tokenizers_that_treat_capitals_differently_are_told(tmp_path, mine, theirs, said):
+    from passband.bench.saved import create
+
+    teacher = create("contriever", "smoke", lowercase=theirs)
+    assert teacher.pieces.lowercase is theirs
+    folder = teacher.save(tmp_path / "dense")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _fit(steps=1, teachers=(str(folder),), lowercase=mine)
+    found = [str(w.message) for w in caught if "capitals" in str(w.message)]
+    assert len(found) == (said is not None) and all(said in text for text in found)
+
+
+def test_a_tied_decoder_is_saved_once_and_old_files_load(tmp_path):
+    system = IdfFlops.from_preset("smoke")
+    tensors = dict(system.network.state_dict())
+    names = [n for n, t in tensors.items() if t.shape == (1024, 32)]
+    assert len(names) == 2  # the embeddings and their name as a decoder
+    state = system.state()
+    assert len([n for n in names if n in state]) == 1
+    folder = system.save(tmp_path / "once")
+    texts = ["a river of ice", "fire"]
+    vectors = system.encode_documents(texts)
+    state |= {n: tensors[n].clone() for n in names}  # as it was written before
+    for made in (state, system.state()):
+        other = IdfFlops.from_preset("smoke", seed=5)
+        other.load_state(made, system.extra())
+        assert abs(other.encode_documents(texts) - vectors).max() == 0
+    assert abs(IdfFlops.load(folder).encode_documents(texts) - vectors).max() == 0
+    lacking = {n: t for n, t in system.state().items() if n not in names}
+    with pytest.raises(RuntimeError, match="word_embeddings"):
+        IdfFlops.from_preset("smoke").load_state(lacking, system.extra())

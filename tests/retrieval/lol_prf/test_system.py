@@ -56,7 +56,8 @@ def lessons(**options) -> Lessons:
     frame = Frame(cls=2, sep=3, max_passage=8)
     found = [[0, 4], [1, 2], [], [3, 2, 5]]
     chosen = {"feedback": 2, "candidates": 1, "revisions": 2, **options}
-    return gather(collection(), found, wordpieces(200, TEXTS), frame, **chosen)
+    data = collection(queries_are_documents=True)
+    return gather(data, found, wordpieces(200, TEXTS), frame, **chosen)
 
 
 # ---- what is learned from -----------------------------------------------------------------------
@@ -297,3 +298,26 @@ def test_configurations_that_cannot_be(wrong: dict, what: str) -> None:
 def test_pruned_terms_are_not_searched_for() -> None:
     rows = np.float32([[0.0, 1.0, 0.2], [0.0, 0.0, 0.0]])
     assert sparse_rows(rows, prune=0.3).toarray().tolist() == [[0, 1, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_document_of_the_querys_id_counts_where_they_are_two_things(
+    trained: LoL, topics: Data[Collection], same: bool
+) -> None:
+    """Equal ids by accident: the document stays in the ranking and among the answers."""
+    ice, water, moss, fern = sorted(set(topics.test.corpus[0].full.split()))[:4]
+    query = f"{ice} {water}"
+    corpus = Listed([Document("q", query), Document("d", f"{moss} {fern}"),
+                     Document("e", f"{ice} {fern}")])
+    data = Collection(corpus, {"q": query}, {"q": {"q": 1, "e": 1}},
+                      queries_are_documents=same)
+    made, _ = trained.lessons(data, trained.index(corpus), revisions=1, fixed=1)
+    own = corpus.place("q")
+    assert made.asked[0].own == (own if same else -1)
+    assert set(made.asked[0].positives) == {corpus.place("e")} | (set() if same else {own})
+    curve = trained.curve(data, sizes=(0, 1))
+    ranked = trained.search_prf([query], 101, 0).second.ids[0]
+    shown = [d for d in ranked if d != "q"] if same else ranked
+    first = next(i for i, d in enumerate(shown, 1) if d in ("q", "e"))
+    assert curve.metrics[0]["mrr@10"] == pytest.approx(1 / first)
+    assert curve.metrics[0]["recall@100"] == (0.5 if same else 1.0)
