@@ -2,10 +2,17 @@
 
     python benchmarks/dynamics.py [--quick] [--only grok|...] [--json FILE]
 
+compander   a companded weight and its gradients against the same formula in eager torch, and
+            against torch's weight_norm, which does something else: a norm a row and no arc tangent
+elr       the loss with its targets against the same with places as a list, and what a step costs
+          more than with cross-entropy
 grok      a training step with look-ups against products with one-hots, and several seeds as one
           stack of weights against a loop over them
 risk      rf-eigen's predicted error against nested bisections of its two equations; regressions at
           many ridges and sizes at once against one solve for each
+alignment hessian-align's penalty in closed form against graphs of gradients and random probes
+orth      the penalty of orthogonal convolutions against its definition by a convolution, and a step
+          with it against layers that are orthogonal by construction
 
 Works that are compared take turns in one process, and what is compared is the least processor time
 of a call: what else the machine does falls on all of them alike. What gives other numbers is not
@@ -230,10 +237,274 @@ def risk(quick: bool) -> list[Row]:
     return show("risk: rf-eigen's predictions, and regressions to compare them with", rows)
 
 
+# ---- orth --------------------------------------------------------------------------------------
+
+
+def orth_penalty(shape: tuple[int, ...], stride: int, rounds: int) -> list[Row]:
+    """Value and gradient; the definition is a convolution of the kernel with itself."""
+    from passband.dynamics.orth_cnn.geometry import Geometry
+    from passband.dynamics.orth_cnn.model import choose, lorth
+
+    weight = (0.1 * torch.randn(shape)).requires_grad_()
+
+    def gradient(method: str) -> Tensor:
+        weight.grad = None
+        lorth(weight, stride, method=method).backward()
+        return weight.grad
+
+    ours = choose(Geometry.of(shape, stride))
+    works: dict[str, Callable[[], Any]] = {f"ours ({ours})": lambda: gradient("auto")}
+    if ours != "conv":
+        works["the definition"] = lambda: gradient("conv")
+    for other in sorted({"fft", "pairs", "gemm"} - {ours}):
+        works[other] = lambda other=other: gradient(other)
+    for name, work in works.items():
+        same(gradient("auto").clone(), work(), name)
+    return raced(f"L_orth and gradient, {list(shape)}, stride {stride}", works, rounds)
+
+
+def orth_step(channels: int, size: int, batch: int, rounds: int) -> list[Row]:
+    """A forward and backward pass of a layer: with the penalty, or with a layer that is orthogonal
+    by construction (orthogonium, if it is installed; torch's parametrisation of the matrix)."""
+    from passband.dynamics.orth_cnn.alternatives import orthogonal_kernel_
+    from passband.dynamics.orth_cnn.model import lorth
+
+    x = torch.randn(batch, channels, size, size)
+    circular = {"padding": 1, "padding_mode": "circular", "bias": False}
+    plain = nn.Conv2d(channels, channels, 3, **circular)
+    held = orthogonal_kernel_(nn.Conv2d(channels, channels, 3, **circular))
+
+    def step(layer: nn.Module, penalised: bool = False) -> None:
+        layer.zero_grad(set_to_none=True)
+        loss = layer(x).square().mean()
+        (loss + lorth(layer.weight) if penalised else loss).backward()
+
+    works: dict[str, Callable[[], Any]] = {
+        "conv + L_orth": lambda: step(plain, True), "conv alone": lambda: step(plain),
+        "torch, orthogonal matrix": lambda: step(held),
+    }
+    try:
+        from orthogonium.layers.conv.AOC import AdaptiveOrthoConv2d
+    except ImportError:
+        print("orthogonium is not installed: left out")
+    else:
+        built = AdaptiveOrthoConv2d(
+            channels, channels, 3, stride=1, padding=1, padding_mode="circular", bias=False
+        ).train()
+        works["orthogonium, AOC"] = lambda: step(built)
+    return raced(f"a step, {channels} channels, {batch} images of {size} x {size}", works, rounds)
+
+
+def orth(quick: bool) -> list[Row]:
+    cells = [(orth_penalty, ((64, 64, 3, 3), 1, 5)), (orth_penalty, ((128, 32, 3, 3), 1, 5)),
+             (orth_step, (32, 16, 16, 5))]
+    if not quick:
+        cells += [
+            (orth_penalty, ((256, 256, 3, 3), 1, 5)), (orth_penalty, ((512, 512, 3, 3), 1, 2)),
+            (orth_penalty, ((128, 64, 3, 3), 2, 5)), (orth_penalty, ((64, 64, 7, 7), 1, 3)),
+            (orth_step, (64, 32, 32, 3)),
+        ]
+    rows = [row for work, sizes in cells for row in in_fresh_process(work, *sizes)]
+    return show("orth: the penalty of orthogonal convolutions", rows)
+
+
+# ---- compander ---------------------------------------------------------------------------------
+
+
+def compander_weight(outputs: int, inputs: int, rounds: int) -> list[Row]:
+    """Forward and backward of one weight, learned a and b."""
+    from torch.nn.utils.parametrizations import weight_norm
+    from torch.nn.utils.parametrize import register_parametrization
+
+    from passband.dynamics.weight_compander.model import compand, companders
+
+    torch.manual_seed(0)
+    ours = compand(nn.Linear(inputs, outputs, bias=False), learn=True)
+    psi = companders(ours)[""]
+
+    class Eager(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log_a = nn.Parameter(psi.log_a.detach().clone())
+            self.log_b = nn.Parameter(psi.log_b.detach().clone())
+
+        def forward(self, v: Tensor) -> Tensor:
+            return self.log_a.exp() * torch.atan(v / self.log_b.exp())
+
+    eager = nn.Linear(inputs, outputs, bias=False)
+    register_parametrization(eager, "weight", Eager())
+    with torch.no_grad():
+        eager.parametrizations.weight.original.copy_(ours.parametrizations.weight.original)
+    normed = weight_norm(nn.Linear(inputs, outputs, bias=False))
+    g = torch.randn(outputs, inputs)
+
+    def gradients(layer: nn.Module) -> Callable[[], tuple[Tensor, ...]]:
+        wanted = list(layer.parameters())
+        return lambda: torch.autograd.grad(layer.weight, wanted, g)
+
+    works = {
+        "compander": gradients(ours), "eager formula": gradients(eager),
+        "weight_norm": gradients(normed),
+    }
+    same(ours.weight.detach(), eager.weight.detach(), "weights")
+    for a, b in zip(works["compander"](), works["eager formula"](), strict=True):
+        same(a, b, "gradients")
+    return raced(f"weight [{outputs}, {inputs}], forward and backward", works, rounds)
+
+
+def compander(quick: bool) -> list[Row]:
+    cells = [(64, 576, 5), (256, 1152, 5)]
+    if not quick:
+        cells += [(512, 4608, 5), (2048, 4096, 3)]
+    rows = [row for sizes in cells for row in in_fresh_process(compander_weight, *sizes)]
+    return show("compander: a weight and its gradients", rows)
+
+
+# ---- elr ---------------------------------------------------------------------------------------
+
+
+def elr_loss(batch: int, classes: int, examples: int, rounds: int) -> list[Row]:
+    """Loss and gradient of the logits, targets moved."""
+    from passband.dynamics.elr.model import ELRLoss
+
+    logits = torch.randn(batch, classes, requires_grad=True)
+    labels = torch.randint(classes, (batch,))
+    index = torch.randperm(examples)[:batch]
+    ours = ELRLoss(examples, classes)
+    bare = ELRLoss(examples, classes, checks=False)
+    table = torch.zeros(examples, classes)
+
+    def by_list() -> Tensor:
+        """As usually written: the places as a list, the softmax and the targets taken twice."""
+        places = [int(i) for i in index]
+        p = torch.clamp(nn.functional.softmax(logits, 1), 1e-4, 1 - 1e-4)
+        q = p.detach()
+        table[places] = 0.7 * table[places] + 0.3 * (q / q.sum(1, keepdim=True))
+        term = (1 - (table[places] * p).sum(1)).log().mean()
+        return nn.functional.cross_entropy(logits, labels) + 3.0 * term
+
+    def gradient(loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        return lambda: torch.autograd.grad(loss(), logits)[0]
+
+    works = {
+        "elr": gradient(lambda: ours(logits, labels, index)),
+        "elr without checks": gradient(lambda: bare(logits, labels, index)),
+        "targets by a list": gradient(by_list),
+        "cross-entropy": gradient(lambda: nn.functional.cross_entropy(logits, labels)),
+    }
+    same(works["elr"](), works["targets by a list"](), "gradients")
+    return raced(f"loss, {batch} x {classes}, {examples:,} targets", works, rounds)
+
+
+def elr_step(width: int, batch: int, rounds: int) -> list[Row]:
+    """What it adds to a gradient of CIFAR's ResNet-34 of a width (64 is the paper's)."""
+    from passband.dynamics.elr.model import ELRLoss
+    from passband.dynamics.networks import build
+
+    model = build("resnet34", (3, 32, 32), 10, width=width)
+    x, labels = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
+    elr, index = ELRLoss(50_000, 10), torch.randperm(50_000)[:batch]
+
+    def step(loss: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+        def work() -> None:
+            model.zero_grad(set_to_none=True)
+            loss(model(x)).backward()
+
+        return work
+
+    works = {
+        "elr": step(lambda z: elr(z, labels, index)),
+        "cross-entropy": step(lambda z: nn.functional.cross_entropy(z, labels)),
+    }
+    return raced(f"gradient, ResNet-34 of width {width}, {batch} images", works, rounds)
+
+
+def elr(quick: bool) -> list[Row]:
+    cells = [(elr_loss, (128, 10, 50_000, 5)), (elr_step, (8, 32, 3))]
+    if not quick:
+        cells += [
+            (elr_loss, (128, 100, 50_000, 5)), (elr_loss, (256, 1000, 100_000, 5)),
+            (elr_step, (32, 64, 3)),
+        ]
+    rows = [row for work, sizes in cells for row in in_fresh_process(work, *sizes)]
+    return show("elr: a loss with a target for every example", rows)
+
+
+# ---- alignment -----------------------------------------------------------------------------------
+
+
+def alignment_step(
+    d: int, classes: int, n: int, domains: int, probes: int, rounds: int
+) -> list[Row]:
+    """Penalty and its gradients in head and features: closed forms, or graphs of gradients."""
+    from passband.dynamics.hessian_align.model import HessianAlign
+
+    head = nn.Linear(d, classes)
+    h = (torch.randn(domains, n, d) / d**0.5).requires_grad_()
+    y = torch.randint(classes, (domains, n))
+    weights = list(head.parameters())
+    inputs = [*weights, h]
+
+    def exact(estimator: str) -> list[Tensor]:
+        value = HessianAlign(estimator=estimator, validate=False)(h, head, y)
+        return [value, *torch.autograd.grad(value, inputs)]
+
+    def flat(parts: Any) -> Tensor:
+        return torch.cat([t.reshape(-1) for t in parts])
+
+    def spread(rows: list[tuple[Tensor, Tensor]], mean: tuple[Tensor, Tensor]) -> list[Tensor]:
+        g, v = (t.detach() for t in mean)
+        value = sum((a - g).square().sum() + (b - v).square().sum() for a, b in rows) / domains
+        return [value, *torch.autograd.grad(value, inputs)]
+
+    def losses() -> list[Tensor]:
+        each = [nn.functional.cross_entropy(head(h[e]), y[e]) for e in range(domains)]
+        return [*each, torch.stack(each).mean()]
+
+    def by_graphs() -> list[Tensor]:
+        rows = []
+        for loss in losses():
+            g = flat(torch.autograd.grad(loss, weights, create_graph=True))
+            norm = g.norm()
+            rows.append((g, norm * flat(torch.autograd.grad(norm, weights, create_graph=True))))
+        return spread(rows[:-1], rows[-1])
+
+    def by_probes() -> list[Tensor]:
+        rows = []
+        for loss in losses():
+            g = flat(torch.autograd.grad(loss, weights, create_graph=True))
+            total = torch.zeros_like(g)
+            for _ in range(probes):
+                z = torch.randint(0, 2, g.shape).to(g) * 2 - 1
+                total = total + z * flat(torch.autograd.grad(g @ z, weights, create_graph=True))
+            rows.append((g, total / probes))
+        return spread(rows[:-1], rows[-1])
+
+    same(flat(exact("hgp")), flat(by_graphs()), "penalties and gradients")
+    case = f"{domains} x {n} examples, {d} features, {classes} classes"
+    hgp = {"closed form, Hg": lambda: exact("hgp"), "graphs of gradients": by_graphs}
+    diagonal = {
+        "closed form, diagonal": lambda: exact("diag_exact"), f"{probes} probes": by_probes,
+    }
+    return raced(f"Hg, {case}", hgp, rounds) + raced(f"diagonal, {case}", diagonal, rounds)
+
+
+def alignment(quick: bool) -> list[Row]:
+    cells = [(alignment_step, (256, 7, 32, 3, 30, 3))]
+    if not quick:
+        cells += [(alignment_step, (2048, 7, 32, 3, 300, 2))]
+    rows = [row for work, sizes in cells for row in in_fresh_process(work, *sizes)]
+    return show("alignment: hessian-align's penalty, with its gradients", rows)
+
+
 # ---- the command -----------------------------------------------------------------------------
 
 # part -> its work, and the threads it runs on
-PARTS: dict[str, tuple[Callable[[bool], list[Row]], int]] = {"grok": (grok, 1), "risk": (risk, 1)}
+PARTS: dict[str, tuple[Callable[[bool], list[Row]], int]] = {
+    "compander": (compander, 1), "elr": (elr, 1),
+    "grok": (grok, 1), "risk": (risk, 1), "orth": (orth, 1),
+    "alignment": (alignment, 1),
+}
 
 
 def main() -> None:

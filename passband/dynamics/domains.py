@@ -62,6 +62,9 @@ class DomainConfig(ClassifierConfig):
     full_batch: bool = Field(True, description="all examples in every step, not batch_size")
     l2: float = Field(0.0, ge=0, description="times the sum of squared parameters, in the loss")
     sigmoid: bool = Field(True, description="two classes share one output")
+    xavier: bool = Field(
+        False, description="start from uniform weights of Xavier's size and biases of 0"
+    )
 
 
 class PenaltyConfig(DomainConfig):
@@ -79,14 +82,15 @@ class PenaltyConfig(DomainConfig):
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "shape": (2, 14, 14), "classes": 2, "hidden": (390, 390), "normalise": False,
-        "steps": 501, "lr": 4.898536566546834e-4, "l2": 1.10794568e-3,
+        "steps": 501, "lr": 4.898536566546834e-4, "l2": 1.10794568e-3, "xavier": True,
     },
     "small": {
         "shape": (2, 8, 8), "classes": 2, "hidden": (64, 64), "normalise": False, "steps": 400,
-        "l2": 1e-3,
+        "l2": 1e-3, "xavier": True,
     },
     "smoke": {
         "shape": (2, 8, 8), "classes": 2, "hidden": (64,), "normalise": False, "steps": 100,
+        "xavier": True,
     },
 }
 PENALISED: dict[str, dict[str, Any]] = {
@@ -126,7 +130,8 @@ class DomainClassifier(Classifier):
 
     def build(self) -> nn.Module:
         c = self.config
-        return build(c.network, self.shape, self.outputs, **c.network_options)
+        network = build(c.network, self.shape, self.outputs, **c.network_options)
+        return xavier_(network) if c.xavier else network
 
     def logits(self, x: Tensor) -> Tensor:
         return _one_each(self.network(x))
@@ -254,6 +259,20 @@ def annealing(config: Any) -> PenaltyAnneal | None:
     return PenaltyAnneal(
         config.anneal, config.penalty_start, config.penalty_weight, config.rescale
     )
+
+
+def xavier_(network: nn.Module) -> nn.Module:
+    """Linear layers anew, in place: uniform weights of Xavier's size, biases 0.
+
+    >>> bool((xavier_(nn.Linear(3, 2)).bias == 0).all())
+    True
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return network
 
 
 class _Schedule:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from passband.errors import ConfigError, DataError
 
@@ -89,7 +89,7 @@ def check_weight(name: str, layer: nn.Module) -> None:
             f"{label} without a weight", expected="layers with a tensor `weight`",
             mend="name the layers inside of it",
         )
-    if isinstance(weight, UninitializedTensorMixin):
+    if is_lazy(weight):
         raise DataError(
             f"{label} that has no shape yet", expected="a materialised layer",
             mend="pass one batch through the model first",

@@ -31,6 +31,19 @@ MEMORY = (
     Metric("flag_auroc", "", "higher", about="how well the system's suspicion tells wrong labels "
            "from right ones: 0.5 is chance"),
 )
+ROBUSTNESS = (
+    Metric("robust", "%", "higher", about="accuracy under an attack that moves images by 0.5"),
+    Metric("certified", "%", "higher", about="accuracy that no move by 0.5 can take away, of "
+           "systems that can prove it"),
+    Metric("lipschitz", "", "lower", log=True, about="proved constant, images to logits"),
+)
+ALIGNED = (
+    Metric("train_accuracy", "%", "higher", about="on the domains of training, where a colour or "
+           "the like may help: nothing to select by"),
+    Metric("gradient_gap", "", "lower", about="distance of the training domains' gradients in the "
+           "head, mean over pairs"),
+    Metric("hessian_gap", "", "lower", about="the same of their Hessians, Frobenius"),
+)
 
 
 class Classification(Task):
@@ -39,6 +52,7 @@ class Classification(Task):
     make     (seed, size) -> Parts, as "module:function"
     reader   (path) -> Parts of the user's data, likewise
     metrics  the first is the primary one; those that a result lacks are left out
+    more     (system, data) -> further metrics, likewise
     """
 
     family = "dynamics"
@@ -47,10 +61,10 @@ class Classification(Task):
 
     def __init__(
         self, name: str, summary: str, *, make: str, metrics: tuple[Metric, ...],
-        reader: str = "passband.data.labelled.readers:read",
+        reader: str = "passband.data.labelled.readers:read", more: str = "",
     ) -> None:
         self.name, self.summary, self.metrics = name, summary, metrics
-        self._make, self._reader = make, reader
+        self._make, self._reader, self._more = make, reader, more
         self.pareto = ((metrics[0].name, "seconds"), (metrics[0].name, "parameters"))
 
     def data(
@@ -70,6 +84,8 @@ class Classification(Task):
         if data.test is None:
             return {}
         found, declared = evaluated(system, data), {metric.name for metric in self.metrics}
+        if self._more:
+            found |= _function(self._more)(system, data)
         return {name: value for name, value in found.items() if name in declared}
 
     def artifacts(
@@ -86,7 +102,7 @@ def _function(path: str) -> Callable[..., Any]:
     return found
 
 
-_DIGITS = "passband.data.labelled.digits"
+_DIGITS, _COLOURED = "passband.data.labelled.digits", "passband.data.labelled.coloured"
 _NOISY = (ACCURACY, *MEMORY, WORST_GROUP)
 
 _ALL: tuple[Task, ...] = (
@@ -103,8 +119,28 @@ _ALL: tuple[Task, ...] = (
         make=f"{_DIGITS}:pair_noise", metrics=_NOISY,
     ),
     Classification(
+        "digits-robust", "digits, judged under attack as well",
+        make=f"{_DIGITS}:clean", metrics=(ACCURACY, *ROBUSTNESS, WORST_GROUP),
+        more="passband.dynamics.attacks:robustness",
+    ),
+    Classification(
         "digits-few", "300 digits to learn from, 1,197 to be judged by",
         make=f"{_DIGITS}:few", metrics=(ACCURACY, WORST_GROUP),
+    ),
+    Classification(
+        "coloured-digits", "two domains whose colour tells the class, a third where it tells the "
+        "other", make=f"{_COLOURED}:coloured_digits", reader=f"{_COLOURED}:read",
+        metrics=(ACCURACY, *ALIGNED, WORST_GROUP),
+    ),
+    Classification(
+        "coloured-digits-many", "the same with four draws of label and colour for each digit",
+        make=f"{_COLOURED}:many_coloured_digits", reader=f"{_COLOURED}:read",
+        metrics=(ACCURACY, *ALIGNED, WORST_GROUP),
+    ),
+    Classification(
+        "coloured-digits-imbalanced", "the same, either domain with few examples of one class",
+        make=f"{_COLOURED}:imbalanced_digits", reader=f"{_COLOURED}:read",
+        metrics=(ACCURACY, *ALIGNED, WORST_GROUP),
     ),
 )
 

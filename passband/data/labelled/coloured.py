@@ -43,9 +43,13 @@ TRAIN, SMOKE, SMOKE_TEST = 1200, 300, 150
 UNSEEN = ("unseen", "test")  # names of a domain that training is not to see
 
 
-def coloured_digits(seed: int = 0, size: Size = "small", **options: Any) -> Parts:
+def coloured_digits(
+    seed: int = 0, size: Size = "small", copies: int = 1, **options: Any
+) -> Parts:
     """1,200 digits in two domains, 597 in the test; `smoke` has 300 and 150.
 
+    copies   of each training digit, with labels and colours of their own: digits that come with
+             both labels can't be learned by heart
     options  of `environments`: imbalanced, grey, labels_wrong, colours_wrong
     """
     images, labels = _digits()
@@ -53,13 +57,19 @@ def coloured_digits(seed: int = 0, size: Size = "small", **options: Any) -> Part
     order = torch.from_numpy(rng.permutation(len(images)))
     train = SMOKE if size == "smoke" else TRAIN
     order = order[: SMOKE + SMOKE_TEST] if size == "smoke" else order
-    return environments(images[order], labels[order], train, seed, **options)
+    order = torch.cat([order[:train].repeat(copies), order[train:]])
+    return environments(images[order], labels[order], train * copies, seed, **options)
 
 
 def imbalanced_digits(seed: int = 0, size: Size = "small") -> Parts:
     """The same, one class of digits almost absent from the first domain, the other from the
     second."""
     return coloured_digits(seed, size, imbalanced=True)
+
+
+def many_coloured_digits(seed: int = 0, size: Size = "small") -> Parts:
+    """The same 1,200 digits, each with four draws of its label and colour."""
+    return coloured_digits(seed, size, copies=4)
 
 
 def grey_digits(seed: int = 0, size: Size = "small") -> Parts:

@@ -1,0 +1,1 @@
+"""CORAL: means and covariances of the features are brought together."""

@@ -1,0 +1,1 @@
+"""Empirical risk minimisation: the mean of the domains' risks, no penalty."""

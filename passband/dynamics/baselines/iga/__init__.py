@@ -1,0 +1,1 @@
+"""IGA: a penalty on the variance of the domains' gradients."""

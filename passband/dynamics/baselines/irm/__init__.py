@@ -1,0 +1,1 @@
+"""Invariant risk minimisation: no domain may gain by scaling the outputs."""

@@ -1,0 +1,1 @@
+"""Risk extrapolation: a penalty on the variance of the domains' risks."""

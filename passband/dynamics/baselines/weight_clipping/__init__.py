@@ -1,0 +1,1 @@
+"""Weight clipping: weights are cut off at a bound after every step."""

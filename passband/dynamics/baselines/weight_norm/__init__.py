@@ -1,0 +1,1 @@
+"""Weight normalisation by torch's own parametrization."""

@@ -1,0 +1,1 @@
+"""Hessian alignment: the same gradient and curvature of the head's loss in every domain."""
