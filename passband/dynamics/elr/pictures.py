@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from passband.data.labelled.labelled import Labelled
     from passband.dynamics.elr.system import ELR
 
-SHOWN = 20  # suspects of the report's table; the file has all
+SHOWN = 12  # suspects of the report's table; the file has all
 CURVES = {
     "clean_right": ("clean, right", PALETTE[0][0]), "recovered": ("wrong, seen through",
     PALETTE[2][0]), "memorised": ("wrong, memorised", PALETTE[1][0]),
