@@ -2,8 +2,7 @@
 
     y = (x - mean) / sqrt(var + eps) * gain + bias      x [..., S, C], mean and var over S and C
 
-The same as `GroupNorm(1, C)` of a tensor [..., C, S], computed where the channels lie together: two
-passes and one new tensor forward, two passes backward, which keeps the input alone.
+The same as `GroupNorm(1, C)` of a tensor [..., C, S], computed where the channels lie together.
 
 >>> norm = GlobalNorm(64)
 >>> norm(torch.randn(2, 100, 64)).shape
@@ -14,11 +13,10 @@ Source: Luo and Mesgarani, Conv-TasNet (arXiv 1809.07454), eq. 7: gLN.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from passband.parts.filtered_norm import filtered_norm
 
 
 class GlobalNorm(nn.Module):
@@ -51,43 +49,6 @@ def global_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float = 1e-8) -> Ten
     >>> global_norm(torch.randn(2, 9, 4), torch.ones(4), torch.zeros(4)).shape
     torch.Size([2, 9, 4])
 
-    Half precision is computed in single. Differentiable once.
+    Half precision is computed in single. Differentiable once on a CPU.
     """
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x = x.float()
-    flat = x.reshape(-1, *x.shape[-2:]).contiguous()
-    apply: Any = _GlobalNorm.apply
-    out: Tensor = apply(flat, gain, bias, eps)
-    return out.reshape(x.shape)
-
-
-class _GlobalNorm(torch.autograd.Function):
-    """Statistics of whole sequences, applied as one multiply-add a channel."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
-        sequences, size = x.shape[0], x.shape[1] * x.shape[2]
-        mean = x.reshape(sequences, size).mean(1)
-        out = x - mean[:, None, None]  # centred before squaring: no digits are lost
-        variance = torch.linalg.vector_norm(out.view(sequences, size), dim=1).square() / size
-        scale = (variance + eps).rsqrt()
-        ctx.save_for_backward(x, gain, mean, scale)
-        return torch.addcmul(bias, out, (scale[:, None] * gain)[:, None], out=out)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        (grad,) = grads
-        x, gain, mean, scale = ctx.saved_tensors
-        size = x.shape[1] * x.shape[2]
-        total = grad.sum(1)  # [M, C]
-        work = grad * x
-        # Sums of grad times the normalised input, per sequence and channel.
-        against = (work.sum(1) - mean[:, None] * total) * scale[:, None]
-        level = (total @ gain) / size
-        slope = (against @ gain) / size
-        factor = scale.square() * slope
-        torch.mul(x, -factor[:, None, None], out=work)
-        work.addcmul_(grad, (scale[:, None] * gain)[:, None])
-        work.add_((factor * mean - scale * level)[:, None, None])
-        return work, against.sum(0), total.sum(0), None
+    return filtered_norm(x, None, None, gain, bias, eps=eps)

@@ -12,7 +12,6 @@ from passband.speech.bands import BandMasks, band_widths
 from passband.speech.tiger.attention import WIDE, FullAttention, HeadNorm, attend
 from passband.speech.tiger.model import TIGER, Interleave, OnePerSource
 from passband.speech.tiger.scales import MultiScale, pooled
-from passband.speech.tiger.selective import gated_norm
 from passband.speech.tiger.weights import from_published
 from tests.speech import tiger_plain as plain
 
@@ -121,20 +120,6 @@ def test_one_network_per_source_uses_its_own_output_of_each():
         for k, inner in enumerate(network.networks):
             torch.testing.assert_close(found[:, k], inner(x)[:, k])
     assert (found.sum(1) - x).abs().max() > 1e-3
-
-
-def test_gradients_are_those_of_the_plain_formula():
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
-
-    for positions, coarse in ((9, 9), (9, 4), (37, 19), (37, 5), (7, 1)):
-        given = (
-            draw(2, positions, 3), draw(3), draw(3), draw(3), draw(2, coarse, 3),
-            draw(2, coarse, 3),
-        )
-        assert torch.autograd.gradcheck(gated_norm, given)
 
 
 @pytest.mark.parametrize("channels", [1, 4, WIDE - 1, WIDE])

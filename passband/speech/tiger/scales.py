@@ -25,8 +25,9 @@ from torch.nn import functional as F
 
 from passband.errors import ConfigError
 from passband.parts.depthwise import DepthwiseConv
+from passband.parts.filtered_norm import filtered_norm
 from passband.parts.global_norm import GlobalNorm
-from passband.speech.tiger.selective import Selective
+from passband.speech.tiger.selective import Filtered, Selective
 
 LONGEST = 512  # positions up to which pooling as one matrix product is the fastest way
 
@@ -56,9 +57,8 @@ class MultiScale(nn.Module):
         self.into_norm = GlobalNorm(hidden)
         self.act = nn.PReLU()
         self.down = nn.ModuleList(
-            DepthwiseConv(hidden, 5, stride=1 if d == 0 else 2) for d in range(depth)
+            Filtered(hidden, 5, stride=1 if d == 0 else 2, bias=True) for d in range(depth)
         )
-        self.down_norm = nn.ModuleList(GlobalNorm(hidden) for _ in range(depth))
         self.mlp = Mlp(hidden, dropout)
         self.gather = nn.ModuleList(Selective(hidden, 1) for _ in range(depth))
         self.up = nn.ModuleList(Selective(hidden, 5) for _ in range(depth - 1))
@@ -67,10 +67,13 @@ class MultiScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., S, N] -> [..., S, N]."""
         flat = x.reshape(-1, *x.shape[-2:])
-        o = self.act(self.into_norm(self.into(flat)))
+        norm = self.into_norm
+        o = filtered_norm(
+            self.into(flat), None, None, norm.gain, norm.bias, slope=self.act.weight, eps=norm.eps
+        )
         scales = []
-        for convolution, norm in zip(self.down, self.down_norm, strict=True):
-            o = norm(convolution(o))
+        for filtered in self.down:
+            o = filtered(o)
             scales.append(o)
         coarse = scales[-1].shape[-2]
         g = self.mlp(sum((pooled(o, coarse) for o in scales[:-1]), scales[-1]))

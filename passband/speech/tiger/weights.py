@@ -142,9 +142,9 @@ def _scales(read: _Reader, depth: int) -> dict[str, Tensor]:
         **_norm("mlp.second_norm", read, "globalatt.fc2.norm"),
     }
     for d in range(depth):
-        state[f"down.{d}.weight"] = _taps(read(f"spp_dw.{d}.conv.weight"))
-        state[f"down.{d}.bias"] = read(f"spp_dw.{d}.conv.bias")
-        state |= _norm(f"down_norm.{d}", read, f"spp_dw.{d}.norm")
+        state[f"down.{d}.filter.weight"] = _taps(read(f"spp_dw.{d}.conv.weight"))
+        state[f"down.{d}.filter.bias"] = read(f"spp_dw.{d}.conv.bias")
+        state |= _norm(f"down.{d}.norm", read, f"spp_dw.{d}.norm")
     modules = [(f"gather.{d}", f"loc_glo_fus.{d}") for d in range(depth)]
     modules += [(f"up.{d}", f"last_layer.{d}") for d in range(depth - 1)]
     names = (("local", "local_embedding"), ("gate", "global_act"), ("added", "global_embedding"))
