@@ -128,7 +128,8 @@ def stability(bench: Bench) -> Evidence:
                 worst["shifts"] = max(worst["shifts"], err / bounds.eps_shifts)
         values.append(worst["paper"])
         rows.append([seed, f"{worst['paper']:.3f}", f"{worst['shifts']:.3f}"])
-    return judge(values, margin=1.0, better="lower", unit="of the bound, the largest", details={
+    # Layers that touch one position reach the bound: rounding must not decide.
+    return judge(values, margin=1 + 1e-9, better="lower", unit="of the bound, the largest", details={
         "columns": ["seed", "of the paper's bound", "of the sum over shifts"], "rows": rows,
     })
 
