@@ -25,11 +25,14 @@ help:
 run: $(INSTALLED)
 	@$(BIN)/passband reproduce $(SYSTEM) --reuse $(ARGS)
 
+# A module's tests stay together, for what they share is made once.
+SHARE := -n logical --maxprocesses 4 --dist loadfile
+
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest $(SHARE) -m "not slow" $(ARGS)
 
 test-all: $(INSTALLED)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(SHARE) $(ARGS)
 
 # Learning rates: the best of three for each method on seed 1000, by bits/byte on held-out code.
 TUNING := hft=3e-3 sara=1e-2 ba-lora=3e-3 sorsa=3e-3 corda=1e-2 s2ft=3e-2 lt-sft=1e-2 spiel=3e-2 \
