@@ -24,6 +24,7 @@ from passband.parts.losses.flops import flops, idf_aware_flops
 
 STEPS, SEEDS = 60, 3
 LAMBDA, LAMBDAS = 3e-3, (1e-3, 3e-3, 1e-2)
+NEARLY = 0.9  # of the nDCG of a siamese model: comparable
 DOCUMENTS, QUERIES = 2000, 300
 SCHEDULE: dict[str, Any] = {"group": 1, "ramp": 20, "warmup": 10}
 DENSE, SPARSE = "lsa", "bm25"
@@ -122,16 +123,19 @@ def normalisation_is_needed(bench: Bench) -> Evidence:
 
 
 def comparable_to_siamese(bench: Bench) -> Evidence:
-    """C4: nDCG@10 over that of SPLADE with the same teacher, steps and lambda."""
-    ratios, table = [], []
+    """C4: nDCG@10 above 0.9 of that of SPLADE with the same teacher, steps and lambda.
+
+    Not as a ratio: after few steps SPLADE's may be near zero.
+    """
+    leads, table = [], []
     for seed in _seeds(bench):
         ours = _trained(bench, seed)
         theirs = _trained(bench, seed, system="splade", loss="kl", teachers=(SPARSE,))
-        ratios.append(ours["ndcg@10"] / max(theirs["ndcg@10"], 1e-6))
+        leads.append(ours["ndcg@10"] - NEARLY * theirs["ndcg@10"])
         table.append([seed, *(f"{row[name]:.3f}" for row in (ours, theirs) for name in _SHOWN)])
     columns = ["seed", *(f"{n}, {who}" for who in ("ours", "siamese") for n in _SHOWN)]
     return judge(
-        ratios, margin=0.9, better="higher", unit="x the nDCG@10 of SPLADE",
+        leads, margin=0.0, better="higher", unit=f"nDCG@10 above {NEARLY} of SPLADE's",
         details={"columns": columns, "rows": table},
     )
 
