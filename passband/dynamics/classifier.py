@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from passband.parts.probes import Probes
 
 CHUNK = 2**22  # numbers that go through the network at once
+LOOKS = 10  # at the test part in a run, which the run's time doesn't count: its curve in the report
 Objective = Callable[[Any, Item], Any]
 
 
@@ -219,7 +220,7 @@ class Classifier(System):
             "weight_decay": c.weight_decay, "clip": c.clip, "schedule": c.schedule,
             "warmup": c.warmup, "final": c.final, "periods": c.periods, "drop": c.drop,
             "drop_at": c.drop_at, "ema": c.ema, "precision": c.precision,
-            "validate_every": c.validate_every, "select": c.select, "looks": 1, **changes,
+            "validate_every": c.validate_every, "select": c.select, "looks": LOOKS, **changes,
         }))
 
     # ---- the verb --------------------------------------------------------------------------

@@ -297,6 +297,12 @@ def test_best_is_marked_and_broken_entries_can_not_be_best(tmp_path: Path) -> No
     assert "1 of 2 failed" in page.text and "ValueError: diverged" in page.text
 
 
+def test_a_metric_that_no_row_has_is_no_column(tmp_path: Path) -> None:
+    write(tmp_path, [row(metrics={"relative_l2": 1e-3}), row(seed=1, metrics={}, error="no")])
+    (table,) = comparison(tmp_path)
+    assert [metric.name for metric in table.metrics] == ["relative_l2"]
+
+
 def test_a_metric_that_is_no_number_is_a_broken_seed(tmp_path: Path) -> None:
     """As other programs may write it; the engine itself makes it an error."""
     write(tmp_path, [

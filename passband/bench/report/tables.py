@@ -322,6 +322,8 @@ def _task_table(
     name, version, data = key
     task = _known(catalog.task, name)
     metrics = list(task.metrics) if task else _guess_metrics(rows)
+    # A metric that this data has no use for, such as of groups where there are none, is no column.
+    metrics = metrics[:1] + [m for m in metrics[1:] if any(m.name in row.metrics for row in rows)]
     groups: dict[tuple[str, str], list[Result]] = {}
     for row in rows:
         groups.setdefault((row.system, _detail(row)), []).append(row)
