@@ -23,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import psutil
 
 from passband.bench.memory import PeakMemory
@@ -99,6 +100,21 @@ def cheapest(calls: Sequence[tuple[float, float]]) -> float:
     one, those of medians within 8 %.
     """
     return min(busy for _, busy in calls)
+
+
+def race(
+    works: Mapping[str, Callable[[], Any]], rounds: int, turn: float = 0.3
+) -> dict[str, float]:
+    """The least processor time of a call of each, taken in turns."""
+    return {name: cheapest(calls) for name, calls in interleaved(works, rounds, turn).items()}
+
+
+def same(ours: Any, other: Any, what: str, tolerance: float = 1e-3) -> None:
+    """Stops where results of two works differ by more than that, relative to the largest."""
+    a, b = (np.asarray(x.detach() if hasattr(x, "detach") else x) for x in (ours, other))
+    apart = float(np.abs(a - b).max() / np.abs(b).max())
+    if not apart <= tolerance:
+        raise SystemExit(f"{what}: results differ by {apart:.1e}: no use in timing them")
 
 
 def fix_threads(count: int, preload: Sequence[str]) -> None:

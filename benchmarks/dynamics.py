@@ -31,13 +31,13 @@ import numpy as np
 import torch
 from _plain_risk import bisected
 from _timing import (
-    cheapest,
     fix_threads,
     in_fresh_process,
-    interleaved,
     machine,
     print_machine,
     print_table,
+    race,
+    same,
     seconds,
 )
 from torch import Tensor, nn
@@ -48,22 +48,13 @@ PRELOAD = ("torch",)
 
 def raced(case: str, works: dict[str, Callable[[], Any]], rounds: int, each: int = 1) -> list[Row]:
     """Ours first: a row with the ratio of each rival's time to ours, a call being `each` steps."""
-    times = {
-        name: cheapest(calls) / each
-        for name, calls in interleaved(works, rounds, turn=0.3).items()
-    }
+    times = {name: taken / each for name, taken in race(works, rounds).items()}
     ours = next(iter(times))
     return [
         {"case": case, "rival": name, "ours": times[ours], "theirs": taken,
          "ratio": taken / times[ours]}
         for name, taken in times.items() if name != ours
     ]
-
-
-def same(a: Tensor, b: Tensor, what: str, tolerance: float = 1e-3) -> None:
-    apart = float((a - b).abs().max() / b.abs().max())
-    if not apart <= tolerance:
-        raise SystemExit(f"{what}: results differ by {apart:.1e}: no use in timing them")
 
 
 def show(title: str, rows: list[Row]) -> list[Row]:

@@ -40,6 +40,8 @@ from _timing import (
     machine,
     print_machine,
     print_table,
+    race,
+    same,
     seconds,
 )
 from scipy import sparse
@@ -66,7 +68,7 @@ def drawn_counts(documents: int, terms: int, seed: int, vocabulary: int = 30_000
 
 def raced(case: str, works: dict[str, Callable[[], Any]], rounds: int) -> list[Row]:
     """The first work is ours; rows of all with their ratios to it."""
-    times = {n: cheapest(c) for n, c in interleaved(works, rounds, turn=0.1).items()}
+    times = race(works, rounds, turn=0.1)
     ours = next(iter(times.values()))
     return [{"case": case, "what": n, "seconds": t, "ratio": t / ours} for n, t in times.items()]
 
@@ -76,12 +78,6 @@ def show(title: str, rows: list[Row]) -> list[Row]:
         (row["case"], row["what"], seconds(row["seconds"]), f"{row['ratio']:.2f}") for row in rows
     ])
     return rows
-
-
-def same(ours: Any, other: Any, case: str) -> None:
-    if not np.allclose(ours, other, rtol=1e-4, atol=1e-4):
-        apart = float(np.abs(np.asarray(ours) - np.asarray(other)).max())
-        raise SystemExit(f"{case}: results differ by {apart:.1e}: no use in timing them")
 
 
 # ---- search ----------------------------------------------------------------------------------

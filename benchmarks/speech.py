@@ -26,13 +26,14 @@ import numpy as np
 import torch
 from _plain_speech import four_products, plain_tiger, zeros_inserted
 from _timing import (
-    cheapest,
     fix_threads,
     in_fresh_process,
     interleaved,
     machine,
     print_machine,
     print_table,
+    race,
+    same,
     seconds,
 )
 from torch import Tensor, nn
@@ -51,20 +52,13 @@ AIMS = {"tiger": 3.0, "sgmse": 2.0}
 
 def raced(case: str, works: dict[str, Callable[[], Any]], rounds: int) -> list[Row]:
     """Ours first: rows of each work with its ratio to the plain form."""
-    taken = interleaved(works, rounds, turn=0.3)
-    times = {name: cheapest(calls) for name, calls in taken.items()}
+    times = race(works, rounds)
     rows = []
     for what in ("forward", "training step"):
         ours, plain = times[f"{what}, ours"], times[f"{what}, plain"]
         rows.append({"case": case, "what": what, "ours": ours, "plain": plain,
                      "ratio": plain / ours})
     return rows
-
-
-def same(ours: Tensor, plain: Tensor, case: str) -> None:
-    apart = float((ours - plain).abs().max() / plain.abs().max())
-    if apart > 1e-3:
-        raise SystemExit(f"{case}: outputs differ by {apart:.1e}: no use in timing them")
 
 
 def published_weights(*sizes: Any) -> dict[str, Tensor]:

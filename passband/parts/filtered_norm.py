@@ -143,7 +143,8 @@ def _compiled(
     gate = x.new_empty(len(x), 0, channels) if gate is None else gate
     added = gate if added is None else added
     same = (t.to(x.dtype) for t in (weight, bias, gain, shift, slope))
-    y: Tensor = _FilteredNorm.apply(x, *same, gate, added, stride, eps)
+    apply: Any = _FilteredNorm.apply
+    y: Tensor = apply(x, *same, gate, added, stride, eps)
     return y
 
 
@@ -163,7 +164,8 @@ class _FilteredNorm(torch.autograd.Function):
         ctx.save_for_backward(*tensors[:-1], stats)
         arrays = [t.detach().numpy() for t in (*tensors, out, stats)]
         arguments = (*arrays[:-2], stride, ctx.left, eps, *arrays[-2:])
-        _share(out, lambda first, last: kernels.forward(*arguments, first, last))
+        run: Any = kernels.forward
+        _share(out, lambda first, last: run(*arguments, first, last))
         return out
 
     @staticmethod
@@ -176,16 +178,19 @@ class _FilteredNorm(torch.autograd.Function):
         dx, d_gate, d_added = torch.empty_like(x), torch.zeros_like(gate), torch.zeros_like(gate)
         arrays = [t.detach().numpy() for t in tensors]
         into = [t.numpy() for t in (dx, d_gate, d_added)]
+        run: Any = kernels.backward
 
         def work(first: int, last: int) -> Tensor:
             sums = torch.zeros(len(weight) + 4, x.shape[2], dtype=torch.float64)
-            kernels.backward(*arrays, ctx.stride, ctx.left, *into, sums.numpy(), first, last)
+            run(*arrays, ctx.stride, ctx.left, *into, sums.numpy(), first, last)
             return sums
 
         sums = torch.stack(_share(tensors[0], work)).sum(0).to(x.dtype)
-        d_weight, d_bias, d_gain, d_shift, last = sums.split([len(weight), 1, 1, 1, 1])
-        d_slope = last[0, : tensors[6].numel()]
-        return dx, d_weight, d_bias[0], d_gain[0], d_shift[0], d_slope, d_gate, d_added, None, None
+        d_bias, d_gain, d_shift, last = sums[len(weight) :]
+        d_slope = last[: tensors[6].numel()]
+        return (
+            dx, sums[: len(weight)], d_bias, d_gain, d_shift, d_slope, d_gate, d_added, None, None
+        )
 
 
 def _share(tensor: Tensor, work: Callable[[int, int], Found]) -> list[Found]:

@@ -27,8 +27,8 @@ LOOSE = {"reassoc", "contract", "arcp", "nsz"}
 
 
 def _compiled(function: F) -> F:
-    found: F = numba.njit(nogil=True, cache=True, fastmath=LOOSE, error_model="numpy")(function)
-    return found
+    compiler = numba.njit(nogil=True, cache=True, fastmath=LOOSE, error_model="numpy")
+    return compiler(function)  # type: ignore[return-value]
 
 
 @_compiled
@@ -104,7 +104,8 @@ def backward(
     number = x.dtype.type
     positions, channels = grad.shape[1:]
     length, size, coarse, taps = x.shape[1], positions * channels, gate.shape[1], len(weight)
-    normed, flow = np.empty((positions, channels), x.dtype), np.empty((positions, channels), x.dtype)
+    normed = np.empty((positions, channels), x.dtype)
+    flow = np.empty_like(normed)
     part = np.empty(sums.shape, x.dtype)
     d_bias, d_gain, d_shift = part[taps], part[taps + 1], part[taps + 2]
     for m in range(first, last):

@@ -129,9 +129,11 @@ def stability(bench: Bench) -> Evidence:
         values.append(worst["paper"])
         rows.append([seed, f"{worst['paper']:.3f}", f"{worst['shifts']:.3f}"])
     # Layers that touch one position reach the bound: rounding must not decide.
-    return judge(values, margin=1 + 1e-9, better="lower", unit="of the bound, the largest", details={
-        "columns": ["seed", "of the paper's bound", "of the sum over shifts"], "rows": rows,
-    })
+    return judge(
+        values, margin=1 + 1e-9, better="lower", unit="of the bound, the largest", details={
+            "columns": ["seed", "of the paper's bound", "of the sum over shifts"], "rows": rows,
+        },
+    )
 
 
 def scalability(bench: Bench) -> Evidence:
