@@ -96,6 +96,41 @@ def forward(
 
 
 @_compiled
+def _gather(
+    flow: Array, flipped: Array, silence: Array, x: Array, stride: int, left: int, into: Array,
+    part: Array,
+) -> None:
+    """From the gradient of a filter's output to those of its input and, added up, its weights."""
+    taps, positions, length, channels = len(flipped), len(flow), len(x), x.shape[1]
+    if stride == 1:
+        _filter(flow, flipped, silence, 1, left, into)
+    else:
+        into[:] = 0
+    for j in range(taps):
+        total, w = part[j], flipped[taps - 1 - j]
+        first = max(0, (left - j + stride - 1) // stride)
+        last = min(positions, (length - 1 + left - j) // stride + 1)
+        i = first
+        while i + 4 <= last:  # four at once: their sum is read and written once
+            at = i * stride - left + j
+            g0, g1, g2, g3 = flow[i], flow[i + 1], flow[i + 2], flow[i + 3]
+            x0, x1, x2, x3 = x[at], x[at + stride], x[at + 2 * stride], x[at + 3 * stride]
+            for c in range(channels):
+                total[c] += g0[c] * x0[c] + g1[c] * x1[c] + g2[c] * x2[c] + g3[c] * x3[c]
+            i += 4
+        while i < last:
+            g0, x0 = flow[i], x[i * stride - left + j]
+            for c in range(channels):
+                total[c] += g0[c] * x0[c]
+            i += 1
+        if stride != 1:
+            for i in range(first, last):
+                back, g0 = into[i * stride - left + j], flow[i]
+                for c in range(channels):
+                    back[c] += w[c] * g0[c]
+
+
+@_compiled
 def backward(
     grad: Array, x: Array, weight: Array, bias: Array, gain: Array, shift: Array, slope: Array,
     gate: Array, stats: Array, stride: int, left: int, dx: Array, d_gate: Array, d_added: Array,
@@ -103,10 +138,11 @@ def backward(
 ) -> None:
     number = x.dtype.type
     positions, channels = grad.shape[1:]
-    length, size, coarse, taps = x.shape[1], positions * channels, gate.shape[1], len(weight)
+    size, coarse, taps = positions * channels, gate.shape[1], len(weight)
     normed = np.empty((positions, channels), x.dtype)
     flow = np.empty_like(normed)
     part = np.empty(sums.shape, x.dtype)
+    flipped, silence = weight[::-1].copy(), np.zeros(channels, x.dtype)
     d_bias, d_gain, d_shift = part[taps], part[taps + 1], part[taps + 2]
     for m in range(first, last):
         mean, scale = stats[m]
@@ -145,15 +181,10 @@ def backward(
             along += other
         by_level, by_along = number(level / size), number(along / size)
         into = dx[m]
-        into[:] = 0
         for i in range(positions):
-            h, g, start = normed[i], flow[i], i * stride - left
+            h, g = normed[i], flow[i]
             for c in range(channels):
                 g[c] = scale * (g[c] - by_level - h[c] * by_along)
                 d_bias[c] += g[c]
-            for j in range(max(0, -start), min(taps, length - start)):
-                row, w, back, d_weight = x[m, start + j], weight[j], into[start + j], part[j]
-                for c in range(channels):
-                    d_weight[c] += g[c] * row[c]
-                    back[c] += w[c] * g[c]
+        _gather(flow, flipped, silence, x[m], stride, left, into, part)
         sums += part
