@@ -128,7 +128,7 @@ def compare(
     seeds      how many (0, 1, ...), or which
     data       the user's own data in place of the task's, the same for all systems
     model      folder of the user's own model, likewise, where the task takes one
-    overrides  fields per system: {"gp-hm": {"kernel": "gm"}}
+    overrides  fields per system: {"gp-hm": {"kernel": "gm"}}; "preset" among them is its preset
     baselines  add the baselines that the cards of the systems name
     reference  what the others are tested against: "first", "best" (by mean), or a system's id.
                Prefer one named beforehand: the best of many is best partly by luck.
@@ -140,15 +140,16 @@ def compare(
     names = _entrants(systems, known, baselines=baselines)
     if reference not in ("first", "best", *names):
         raise UnknownNameError("reference", reference, ["first", "best", *names])
-    chosen = dict(overrides or {})
+    chosen = {name: dict(fields) for name, fields in (overrides or {}).items()}
     for name in chosen:
         if name not in names:
             raise UnknownNameError("system in overrides", name, names)
     numbers = _seeds(seeds)
+    presets = {name: chosen.get(name, {}).pop("preset", preset) for name in names}
     cells = [
         Cell(
-            name, task, preset, size, seed, budget_text(budget), dict(chosen.get(name, {})),
-            user_path(data), user_path(model),
+            name, task, presets[name], size, seed, budget_text(budget),
+            dict(chosen.get(name, {})), user_path(data), user_path(model),
         )
         for name in names for seed in numbers
     ]
@@ -184,6 +185,10 @@ def summarise(rows: Sequence[Result], task: Task, *, reference: str = "first") -
     if primary.log and not log:
         notes.append(f"{primary.name} has values that are not above 0: arithmetic means are shown")
     notes += _overspent(summaries, Budget(**first.budget))
+    notes += [
+        f"{name} has the preset {group[0].preset}, {first.system} {first.preset}"
+        for name, group in by_system.items() if group[0].preset != first.preset
+    ]
     return Comparison(
         task=task.name, size=first.size, preset=first.preset,
         budget=str(Budget(**first.budget)), seeds=list(dict.fromkeys(row.seed for row in rows)),

@@ -74,6 +74,10 @@ class SparseConfig(RetrievalConfig):
     second: float = Field(
         0.0, ge=0, lt=1, description="last share of the budget, with negatives that the model finds"
     )
+    titles: int = Field(
+        1000, ge=0, description="with fewer judged queries than this, titles (or first sentences) "
+        "of documents are queries as well; they always are where there is none"
+    )
     lambda_d: float = Field(1e-3, ge=0, description="weight of the documents' FLOPS")
     ramp: float = Field(
         150, gt=0, description="until lambda is whole: below 1 a share of the budget, else steps"
@@ -121,7 +125,7 @@ class LearnedSparse(TrainedRetriever):
 
     def learn(self, network: nn.Module, collection: Collection, run: Run) -> Outcome:
         self.begin(network, collection)
-        examples = examples_of(collection)
+        examples = examples_of(collection, self.config.titles)
         stages = self._stages(collection, run)
         second = self.config.second
         found = self._first_negatives(collection, examples)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from passband.data.documents.collection import Collection, Example
+from passband.data.documents.headings import headings
 from passband.errors import DataError
 from passband.retrieval.token_rows import TokenRows
 
@@ -136,12 +137,21 @@ class Lessons:
         )
 
 
-def examples_of(collection: Collection) -> Sequence[Example]:
-    """A collection's examples, or the pairs of its judged queries; `DataError` without either."""
-    found = collection.examples if len(collection.examples) else collection.pairs()
+def examples_of(collection: Collection, titles: int = 0) -> Sequence[Example]:
+    """A collection's examples, or the pairs of its judged queries; without either, its headings.
+
+    titles  with fewer examples than this the headings come besides, see
+            `passband.data.documents.headings`
+
+    Raises `DataError` where there is none of these.
+    """
+    given = collection.examples if len(collection.examples) else collection.pairs()
+    few = len(given) < max(titles, 1)
+    found = [*given, *headings(collection.corpus)] if few else given
     if not len(found):
         raise DataError(
-            "nothing to learn from", expected="examples, or queries with judgements",
+            "nothing to learn from: no examples, no judged queries, and no document with a title "
+            "or a second sentence", expected="queries with documents, or documents with titles",
             mend='give JSONL lines {"query", "pos", "negs"} or a folder with qrels',
         )
     return found

@@ -193,6 +193,16 @@ def test_a_comparison_is_json(tmp_path: Path) -> None:
     assert encode(result.rows[0]) and result.seeds == [7] and result.differences == []
 
 
+def test_a_system_may_have_a_preset_of_its_own(tmp_path: Path) -> None:
+    found = compare(
+        ["fakes-line", "fakes-average"], "fakes-line", seeds=1, runs=tmp_path, artifacts=False,
+        overrides={"fakes-average": {"preset": "smoke"}},
+    )
+    assert [row.preset for row in found.rows] == ["small", "smoke"]
+    assert not any("preset" in row.overrides for row in found.rows)
+    assert found.notes == ["fakes-average has the preset smoke, fakes-line small"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [

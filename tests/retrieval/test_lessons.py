@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from passband.data.documents.collection import Collection, Document, Example, Listed
+from passband.data.documents.headings import headings
 from passband.errors import DataError
 from passband.retrieval.first_stage import Bm25Stage
 from passband.retrieval.impacts import Words
@@ -46,7 +47,36 @@ def test_examples_that_make_no_group(example, group, told):
 
 def test_nothing_to_learn_from():
     with pytest.raises(DataError, match="nothing to learn"):
-        examples_of(Collection(Listed([Document("a", "text")])))
+        examples_of(Collection(Listed([Document("a", "text"), Document("b", "", title="only")])))
+
+
+def test_headings_where_nothing_is_judged_or_besides():
+    corpus = Listed([
+        Document("a", "Rivers of ice. They flow.", title="Glacier"), Document("b", "Hot. Springs."),
+        Document("c", "one sentence"), Document("d", "A line\n\nand more. Of it."),
+    ])
+    bare = examples_of(Collection(corpus))
+    assert [(e.query, e.positives[0]) for e in bare] == [
+        ("Glacier", "Rivers of ice. They flow."), ("Hot.", "Springs."),
+        ("A line", "and more. Of it."),
+    ]
+    assert [e.positives[1] for e in bare] == [corpus[i].full for i in (0, 1, 3)]
+    judged = Collection(corpus, {"q": "cold"}, {"q": {"a": 1}})
+    assert [e.query for e in examples_of(judged)] == ["cold"]
+    assert [e.query for e in examples_of(judged, titles=1)] == ["cold"]
+    both = examples_of(judged, titles=2)
+    assert [e.query for e in both] == ["cold", "Glacier", "Hot.", "A line"]
+    assert [e.query for e in headings(corpus, most=2)] == ["Glacier", "A line"]
+
+
+def test_a_document_is_no_negative_of_its_own_heading():
+    corpus = Listed([Document(str(i), f"word{i} stands here", title=f"word{i}") for i in range(5)])
+    examples = examples_of(Collection(corpus))
+    asked = [e.query for e in examples]
+    found = found_by_stage(Bm25Stage(Words("english")), corpus, asked, 5)
+    assert all(i in places for i, places in enumerate(found))  # it is found first
+    for i, texts in mined(corpus, examples, found, 2, RNG(0)).items():
+        assert len(texts) >= 2 and corpus[i].full not in texts
 
 
 @pytest.mark.parametrize("others", ["own", "negatives", "batch"])

@@ -90,6 +90,10 @@ class ContrieverConfig(RetrievalConfig):
     finetune_pairs: int | None = Field(
         None, gt=1, description="questions that fine-tuning sees; null: all"
     )
+    titles: int = Field(
+        0, ge=0, description="with fewer judged queries than this, titles (or first sentences) "
+        "of documents are queries as well; they always are where there is none"
+    )
     negatives: int = Field(1, ge=0, description="of each question, besides the batch's answers")
     hard_share: float = Field(0.1, ge=0, le=1, description="chance of a negative to be a hard one")
     mined: int = Field(50, gt=0, description="hits of its own search that are mined")
@@ -137,6 +141,12 @@ class Contriever(TrainedRetriever):
         },
         # From a random start: see the card for why lengths are 1 here.
         "small": {"lr": 5e-3, "norm_query": True, "norm_doc": True, "finetune_lr": 2e-3},
+        # From a trained sentence encoder: fine-tuned on the user's questions, or on titles.
+        "minilm": {
+            "backbone": "minilm", "objective": "none", "norm_query": True, "norm_doc": True,
+            "finetune_steps": 40, "finetune_lr": 2e-5, "warmup": 0.1, "batch_size": 32,
+            "titles": 1000, "negatives": 0,
+        },
         "smoke": {
             "backbone": "smoke", "steps": 60, "warmup": 5, "batch_size": 16, "queue_size": 64,
             "momentum": 0.99, "lr": 5e-3, "chunk_length": 48, "finetune_lr": 2e-3,
@@ -235,7 +245,9 @@ class Contriever(TrainedRetriever):
         return self._finetune(network, examples, hard, train, total)
 
     def _examples(self, collections: Sequence[Any]) -> Sequence[Example]:
-        found = list(chain.from_iterable(examples_of(one) for one in collections))
+        found = list(chain.from_iterable(
+            examples_of(one, self.config.titles) for one in collections
+        ))
         most = self.config.finetune_pairs
         if most is None or most >= len(found):
             return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from passband.bench.loop import LoopConfig, Outcome
 from passband.bench.system import Config
 from passband.data.documents.collection import Collection, Corpus
-from passband.errors import CheckpointError, ConfigError
+from passband.errors import CheckpointError, ConfigError, PassbandWarning
 from passband.parts.modes import evaluating
 from passband.retrieval.first_stage import Bm25Stage, FirstStage, LatentStage, SavedStage
 from passband.retrieval.impacts import Pieces
@@ -32,6 +33,7 @@ from passband.retrieval.trained import RetrievalConfig, Run, TrainedRetriever
 if TYPE_CHECKING:
     from passband.retrieval.index import Index
 
+FEW = 500  # queries
 ROWS = 64  # revisions encoded at a time
 STAGE = "stage."  # of names in the saved state
 WORDS = ("bm25", "lsa")  # first searches that are made here
@@ -147,6 +149,8 @@ class LoL(FeedbackRetriever, TrainedRetriever):
             "axes": 768, "candidates": 20,
         },
         "small": {**SMALL},
+        # For few judged queries: it weighs words that were read, and starts from all alike.
+        "small-weights": {**SMALL, "head": "dqrss", "steps": 100},
         "small-dense": {**SMALL, "head": "dqrd", "first_stage": "lsa", "candidates": 20},
         "smoke": {
             "backbone": "smoke", "head": "dqrss", "label": "drawn", "max_length": 64,
@@ -243,6 +247,12 @@ class LoL(FeedbackRetriever, TrainedRetriever):
             collection, index, revisions=1 + c.compared, fixed=c.fixed, shuffle=c.shuffle,
             label=c.label,
         )
+        if c.head in ("dqrsm", "dqrs") and len(learned) < FEW:
+            warnings.warn(
+                f"{len(learned)} queries to learn from: the head {c.head} makes every weight of a "
+                f"query anew and needs thousands; the preset small-weights, which weighs the words "
+                f"that were read, gets by with fewer", PassbandWarning, stacklevel=2,
+            )
         weights = Weights(c.lambda_pr, c.lambda_cr, c.lambda_qr, c.lambda_rr, c.lambda_sr)
         objective = Objective(learned, documents, weights, sparsity_start=c.sparsity_start)
         return run.train(

@@ -224,7 +224,8 @@ def test_configurations_that_do_not_fit(change, message):
 
 
 def test_fine_tuning_needs_questions():
-    bare = Collection(two_dialects(seed=0, size="smoke").train.corpus)
+    texts = [document.text for document in two_dialects(seed=0, size="smoke").train.corpus]
+    bare = Collection(Listed([Document(str(i), text) for i, text in enumerate(texts)]))
     system = Contriever.from_preset("smoke", objective="none", finetune_steps=2)
     with pytest.raises(DataError, match="nothing to learn from"):
         system.fit(Data(train=bare))

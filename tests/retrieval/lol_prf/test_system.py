@@ -274,6 +274,12 @@ def test_dense_on_a_saved_retriever_is_saved_with_it(
     np.testing.assert_allclose(found.after, expected.after, rtol=1e-6)
 
 
+def test_few_queries_for_a_head_that_needs_many_are_warned_of(topics: Data[Collection]) -> None:
+    system = create("lol-prf", preset="smoke", head="dqrsm")
+    with pytest.warns(PassbandWarning, match="196 queries to learn from"):
+        system.fit(topics.for_fit(), QUICK)
+
+
 def test_a_sparse_head_on_another_vocabulary_is_refused(tmp_path: Path) -> None:
     first = create("rocchio")
     first.index(TEXTS)
