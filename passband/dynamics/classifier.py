@@ -42,6 +42,7 @@ from passband.bench.system import Config, Monitor, NullMonitor, System, validate
 from passband.bench.task import Artifact, Data
 from passband.dynamics.augment import AUGMENTATIONS
 from passband.dynamics.networks import NETWORKS, build, count, normalisation
+from passband.dynamics.published_weights import load_published
 from passband.errors import CheckpointError, DataError
 from passband.parts.indexed import Item, unpack
 from passband.parts.modes import evaluating
@@ -63,6 +64,12 @@ class ClassifierConfig(Config):
     channels: tuple[int, ...] = Field((32, 64, 128), description="conv: of each convolution")
     pool: Literal["mean", "flat"] = Field("mean", description="conv: what the head sees of pixels")
     width: int = Field(64, gt=0, description="residual networks: channels of the first stage")
+    weights: str | None = Field(
+        None, description="resnet34, resnet50: safetensors file of published weights to start from"
+    )
+    frozen_norm: bool = Field(
+        False, description="batch normalisation keeps the statistics it starts with"
+    )
     norm: bool = Field(False, description="mlp, conv: batch normalisation before each ReLU")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of features dropped in training")
     shape: tuple[int, ...] = Field(
@@ -158,6 +165,7 @@ class Classifier(System):
     def __init__(self, config: Config | None = None, *, seed: int = 0) -> None:
         super().__init__(config, seed=seed)
         self._network: nn.Module | None = None
+        self._published: str | None = None  # weights that `build` starts from: not when loading
         self.shape: tuple[int, ...] = tuple(self.config.shape)
         self.classes: tuple[str, ...] = tuple(map(str, range(self.config.classes)))
         self.mean, self.std = torch.zeros(1), torch.ones(1)
@@ -167,7 +175,16 @@ class Classifier(System):
     def build(self) -> nn.Module:
         """The network for `self.shape` and `self.classes`, fresh; also on the meta device."""
         c = self.config
-        return build(c.network, self.shape, len(self.classes), **c.network_options)
+        network = build(c.network, self.shape, self.outputs, **c.network_options)
+        network.frozen_norm = c.frozen_norm
+        if self._published is not None:
+            load_published(network, self._published)
+        return network
+
+    @property
+    def outputs(self) -> int:
+        """Of the head."""
+        return len(self.classes)
 
     def objective(self, module: Any, batch: Item) -> Tensor | tuple[Tensor, Mapping[str, Any]]:
         """Loss of a batch, a mean over its examples, and values to log."""
@@ -307,8 +324,10 @@ class Classifier(System):
     def network(self) -> nn.Module:
         """In evaluation mode; drawn from the system's seed when nothing was learned or loaded."""
         if self._network is None:
+            self._published = self.config.weights
             with Streams(self.seed).initialising():
                 self._network = self.build().eval()
+            self._published = None
         return self._network
 
     def fit(

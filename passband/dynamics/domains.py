@@ -39,7 +39,6 @@ from passband.bench.task import Artifact, Data
 from passband.dynamics.alignment import AlignmentReport, alignment_report
 from passband.dynamics.augment import AUGMENTATIONS
 from passband.dynamics.classifier import Classifier, ClassifierConfig, Run
-from passband.dynamics.networks import build
 from passband.errors import DataError, PassbandError, PassbandWarning
 from passband.parts.domain_batches import DomainBatchSampler, PenaltyAnneal
 from passband.parts.domain_views import DomainViews
@@ -129,9 +128,8 @@ class DomainClassifier(Classifier):
         return 1 if count == 2 and self.config.sigmoid else count
 
     def build(self) -> nn.Module:
-        c = self.config
-        network = build(c.network, self.shape, self.outputs, **c.network_options)
-        return xavier_(network) if c.xavier else network
+        network = super().build()
+        return xavier_(network) if self.config.xavier else network
 
     def logits(self, x: Tensor) -> Tensor:
         return _one_each(self.network(x))

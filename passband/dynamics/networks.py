@@ -7,12 +7,13 @@
 (torch.Size([2, 32]), torch.Size([2, 10]))
 >>> with torch.device("meta"):
 ...     sizes = {name: sum(p.numel() for p in build(name, (3, 32, 32), 10).parameters())
-...              for name in ("resnet34", "preact_resnet18")}
+...              for name in ("resnet34", "preact_resnet18", "wide_resnet28")}
 >>> sizes
-{'resnet34': 21282122, 'preact_resnet18': 11171274}
+{'resnet34': 21282122, 'preact_resnet18': 11171274, 'wide_resnet28': 36479194}
 
-B batch, C classes, d features. Sources: He et al., arXiv 1512.03385 (ResNet-34; the stem of 3x3
-without pooling is that of its CIFAR networks) and arXiv 1603.05027 (pre-activation).
+B batch, C classes, d features. Sources: He et al., arXiv 1512.03385 (ResNet-34 and 50; the stem of
+3x3 without pooling is that of its CIFAR networks) and arXiv 1603.05027 (pre-activation);
+Zagoruyko and Komodakis, arXiv 1605.07146 (WRN-28-10).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +29,29 @@ from torch.nn import functional as F
 
 from passband.errors import ConfigError, UnknownNameError
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+LARGE = 128  # pixels from which a residual network halves images twice before its blocks
+
 
 class Network(nn.Module):
     """Base: `body` gives features, `head` is linear on them.
 
     A subclass sets both and may override `features`.
+
+    frozen_norm  batch normalisation keeps its statistics while the rest is trained
     """
 
     body: nn.Module
     head: nn.Linear
+    frozen_norm = False
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen_norm:
+            for part in self.modules():
+                if isinstance(part, NORMS):
+                    part.eval()
+        return self
 
     def features(self, x: Tensor) -> Tensor:
         """[B, *shape] -> [B, d]."""
@@ -102,43 +117,6 @@ class ConvNet(Network):
         self.head = nn.Linear(channels[-1] * pixels, classes)
 
 
-class ResNet34(Network):
-    """ResNet-34 for small images: a 3x3 stem without pooling, four stages of basic blocks.
-
-    width  channels of the first stage; 64 in the paper
-    """
-
-    def __init__(
-        self, shape: Sequence[int], classes: int, *, width: int = 64, dropout: float = 0.0
-    ) -> None:
-        super().__init__()
-        colours, *_ = image_shape(shape)
-        self.body = nn.Sequential(
-            nn.Conv2d(colours, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            *_stages(BasicBlock, width, (3, 4, 6, 3)), *_pooled(dropout),
-        )
-        self.head = nn.Linear(8 * width, classes)
-
-
-class PreActResNet18(Network):
-    """Pre-activation ResNet-18 for small images, without a last norm and ReLU before pooling.
-
-    That last norm is part of the published architecture; the networks of the papers here, made
-    from one widespread implementation, lack it, and their parameter counts with it.
-    """
-
-    def __init__(
-        self, shape: Sequence[int], classes: int, *, width: int = 64, dropout: float = 0.0
-    ) -> None:
-        super().__init__()
-        colours, *_ = image_shape(shape)
-        self.body = nn.Sequential(
-            nn.Conv2d(colours, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            *_stages(PreActBlock, width, (2, 2, 2, 2)), *_pooled(dropout),
-        )
-        self.head = nn.Linear(8 * width, classes)
-
-
 class BasicBlock(nn.Module):
     """[B, c_in, h, w] -> [B, c_out, h / stride, w / stride]: two convolutions beside a shortcut."""
 
@@ -148,14 +126,39 @@ class BasicBlock(nn.Module):
         self.norm1 = nn.BatchNorm2d(c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(c_out)
-        same = stride == 1 and c_in == c_out
-        self.shortcut: nn.Module = nn.Identity() if same else nn.Sequential(
-            nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out)
-        )
+        self.shortcut = _projection(c_in, c_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """The same with three convolutions and a quarter of the channels between; the 3x3 strides."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        middle = c_out // 4
+        self.conv1 = nn.Conv2d(c_in, middle, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(middle)
+        self.conv2 = nn.Conv2d(middle, middle, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(middle)
+        self.conv3 = nn.Conv2d(middle, c_out, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(c_out)
+        self.shortcut = _projection(c_in, c_out, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = F.relu(self.norm2(self.conv2(y)))
+        return F.relu(self.norm3(self.conv3(y)) + self.shortcut(x))
+
+
+def _projection(c_in: int, c_out: int, stride: int) -> nn.Module:
+    if stride == 1 and c_in == c_out:
+        return nn.Identity()
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out)
+    )
 
 
 class PreActBlock(nn.Module):
@@ -177,14 +180,90 @@ class PreActBlock(nn.Module):
         return cast(Tensor, self.conv2(F.relu(self.norm2(y))) + shortcut)
 
 
+class ResNet34(Network):
+    """ResNet-34: a stem, four stages of basic blocks, the mean over pixels.
+
+    width  channels of the first stage; 64 in the paper
+
+    The stem is a 3x3 convolution; of images from 128 pixels on, as published, one of 7x7 with
+    stride 2 and max-pooling.
+    """
+
+    block: ClassVar[Callable[[int, int, int], nn.Module]] = BasicBlock
+    depths: ClassVar[tuple[int, ...]] = (3, 4, 6, 3)
+    expansion: ClassVar[int] = 1
+
+    def __init__(
+        self, shape: Sequence[int], classes: int, *, width: int = 64, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        colours, *pixels = image_shape(shape)
+        large = min(pixels) >= LARGE
+        size, stride = (7, 2) if large else (3, 1)
+        self.body = nn.Sequential(
+            nn.Conv2d(colours, width, size, stride, padding=size // 2, bias=False),
+            nn.BatchNorm2d(width), nn.ReLU(),
+            *([nn.MaxPool2d(3, 2, padding=1)] if large else []),
+            *_stages(self.block, width, self.depths, expansion=self.expansion),
+            *_pooled(dropout),
+        )
+        self.head = nn.Linear(8 * width * self.expansion, classes)
+
+
+class ResNet50(ResNet34):
+    """The same of bottleneck blocks, four times as wide where they end."""
+
+    block, expansion = Bottleneck, 4
+
+
+class PreActResNet18(Network):
+    """Pre-activation ResNet-18 for small images, without a last norm and ReLU before pooling.
+
+    That last norm is part of the published architecture; the networks of the papers here, made
+    from one widespread implementation, lack it, and their parameter counts with it.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], classes: int, *, width: int = 64, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        colours, *_ = image_shape(shape)
+        self.body = nn.Sequential(
+            nn.Conv2d(colours, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            *_stages(PreActBlock, width, (2, 2, 2, 2)), *_pooled(dropout),
+        )
+        self.head = nn.Linear(8 * width, classes)
+
+
+class WideResNet28(Network):
+    """WRN-28-10: pre-activation in three stages of four blocks, with the last norm and ReLU.
+
+    width  channels of the first stage; 160 in the paper, ten times the stem's
+    """
+
+    def __init__(
+        self, shape: Sequence[int], classes: int, *, width: int = 160, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        colours, *_ = image_shape(shape)
+        stem, last = 16, 4 * width
+        self.body = nn.Sequential(
+            nn.Conv2d(colours, stem, 3, padding=1, bias=False),
+            *_stages(PreActBlock, width, (4, 4, 4), stem=stem),
+            nn.BatchNorm2d(last), nn.ReLU(), *_pooled(dropout),
+        )
+        self.head = nn.Linear(last, classes)
+
+
 def _stages(
-    block: Callable[[int, int, int], nn.Module], width: int, depths: Sequence[int]
+    block: Callable[[int, int, int], nn.Module], width: int, depths: Sequence[int],
+    expansion: int = 1, stem: int | None = None,
 ) -> list[nn.Module]:
-    """Stages of twice the channels and half the pixels each; the first keeps the stem's."""
+    """Stages of twice the channels and half the pixels each; the first keeps the stem's pixels."""
     layers: list[nn.Module] = []
-    channels = width
+    channels = stem or width
     for stage, depth in enumerate(depths):
-        out = width * 2**stage
+        out = width * 2**stage * expansion
         for i in range(depth):
             layers.append(block(channels, out, 2 if stage and not i else 1))
             channels = out
@@ -196,13 +275,14 @@ def _pooled(dropout: float) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *last]
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": MLP, "conv": ConvNet, "resnet34": ResNet34, "preact_resnet18": PreActResNet18,
+NETWORKS: dict[str, Callable[..., Network]] = {
+    "mlp": MLP, "conv": ConvNet, "resnet34": ResNet34, "resnet50": ResNet50,
+    "preact_resnet18": PreActResNet18, "wide_resnet28": WideResNet28,
 }
 """Name -> class; called with (shape, classes, **options)."""
 
 
-def build(name: str, shape: Sequence[int], classes: int, **options: Any) -> nn.Module:
+def build(name: str, shape: Sequence[int], classes: int, **options: Any) -> Network:
     """A network with fresh weights.
 
     shape    of one example: (d,) or (channels, height, width)

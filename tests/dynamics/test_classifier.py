@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional as F
 
 import passband
@@ -20,6 +23,8 @@ from passband.data.labelled.labelled import Labelled
 from passband.dynamics.baselines.cross_entropy import model as cross_entropy_model
 from passband.dynamics.baselines.cross_entropy.system import CrossEntropy
 from passband.dynamics.classifier import Classifier
+from passband.dynamics.networks import build
+from passband.dynamics.published_weights import published_names
 from passband.errors import CheckpointError, ConfigError, DataError
 from passband.parts.indexed import Item
 from passband.parts.probes import Probes
@@ -328,3 +333,54 @@ def test_wrong_shares_are_refused() -> None:
                                           torch.zeros(2).long(), smoothing=1.0)
     with pytest.raises(ConfigError, match="alpha"):
         cross_entropy_model.mixed(torch.zeros(2, 1), -1.0)
+
+
+# ---- published weights --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> tuple[Path, nn.Module]:
+    """A file of published names, and a network that has its weights."""
+    network = build("resnet34", (3, 128, 128), 2, width=2).eval()
+    with torch.no_grad():
+        for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.running_mean.normal_(0, 0.1)
+    state, path = network.state_dict(), tmp_path / "start.safetensors"
+    save_file({t: state[o].clone() for o, t in published_names(network).items()}, path)
+    return path, network
+
+
+LARGE: dict[str, Any] = {
+    "network": "resnet34", "width": 2, "shape": (3, 128, 128), "classes": 2, "batch_size": 2,
+}
+
+
+def test_a_fit_starts_from_published_weights_and_is_loaded_without_them(
+    tmp_path: Path, published: tuple[Path, nn.Module]
+) -> None:
+    path, network = published
+    data = Data(train=Labelled(torch.rand(4, 3, 128, 128), torch.tensor([0, 1, 0, 1]), ("a", "b")))
+    system = CrossEntropy.from_preset(
+        "smoke", weights=str(path), frozen_norm=True, lr=1e-9, steps=1, **LARGE
+    )
+    system.fit(data)
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(system.network.state_dict()[name], tensor, rtol=0, atol=1e-6)
+    folder = system.save(tmp_path / "saved")
+    path.unlink()
+    again = passband.load(folder)
+    np.testing.assert_array_equal(again.scores(data.train.x), system.scores(data.train.x))
+    with pytest.raises(CheckpointError, match="can't be read"):
+        system.fit(data)
+
+
+@pytest.mark.parametrize(("name", "more"), [("weight-compander", {}), ("elr", {"plus": True})])
+def test_methods_around_a_published_start(
+    published: tuple[Path, nn.Module], name: str, more: dict[str, Any]
+) -> None:
+    path, network = published
+    system = passband.create(name, preset="smoke", weights=str(path), **LARGE, **more)
+    x = torch.rand(2, 3, 128, 128)
+    with torch.no_grad():
+        found, wanted = system.logits(x), network(x)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)

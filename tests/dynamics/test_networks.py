@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from passband.dynamics.augment import crop_flip
@@ -15,7 +19,8 @@ from passband.dynamics.networks import (
     count,
     normalisation,
 )
-from passband.errors import ConfigError, UnknownNameError
+from passband.dynamics.published_weights import load_published, published_names
+from passband.errors import CheckpointError, ConfigError, UnknownNameError
 
 
 @pytest.mark.parametrize(("name", "shape", "classes", "options", "parameters"), [
@@ -23,6 +28,10 @@ from passband.errors import ConfigError, UnknownNameError
     ("resnet34", (3, 32, 32), 100, {}, 21_328_292),
     ("preact_resnet18", (3, 32, 32), 10, {}, 11_171_274),
     ("preact_resnet18", (3, 32, 32), 100, {}, 11_217_444),
+    ("resnet34", (3, 224, 224), 1000, {}, 21_797_672),
+    ("resnet50", (3, 224, 224), 1000, {}, 25_557_032),
+    ("resnet50", (3, 32, 32), 10, {}, 23_520_842),
+    ("wide_resnet28", (3, 32, 32), 10, {}, 36_479_194),
     ("mlp", (1, 8, 8), 10, {}, 301_066),
     ("mlp", (64,), 10, {"hidden": (256, 256)}, 85_002),
     ("mlp", (5,), 2, {"hidden": ()}, 12),
@@ -49,6 +58,104 @@ def test_small_images_are_pooled_at_four_pixels(name: str) -> None:
     pool.register_forward_pre_hook(lambda _, x: sizes.append(tuple(x[0].shape)))
     model(torch.randn(2, 3, 32, 32))
     assert sizes == [(2, 32, 4, 4)]
+
+
+@pytest.mark.parametrize(("name", "kind", "depths"), [
+    ("resnet34", "basic", [3, 4, 6, 3]), ("resnet50", "bottleneck", [3, 4, 6, 3]),
+])
+def test_large_images_as_another_library_has_them(name, kind, depths) -> None:
+    """Logits of transformers' ResNet on the same weights, which it names in its own way."""
+    library = pytest.importorskip("transformers")
+    sizes = [8, 16, 32, 64] if kind == "basic" else [32, 64, 128, 256]
+    torch.manual_seed(0)
+    theirs = library.ResNetForImageClassification(library.ResNetConfig(
+        embedding_size=8, hidden_sizes=sizes, depths=depths, layer_type=kind, num_labels=7,
+    )).eval()
+    ours = build(name, (3, 128, 128), 7, width=8).eval()
+    # Both list the layers in the order of the forward pass, but for the projections.
+    def ordered(model: nn.Module, projection: str) -> list[torch.Tensor]:
+        state = {n: t for n, t in model.state_dict().items() if "num_batches" not in n}
+        first = [n for n in state if projection in n]
+        return [state[n] for n in (*first, *(n for n in state if projection not in n))]
+
+    with torch.no_grad():
+        for a, b in zip(
+            ordered(ours, "shortcut"), ordered(theirs, ".shortcut."), strict=True
+        ):
+            assert a.shape == b.shape
+            a.copy_(b + 0.1 * torch.rand_like(b))
+            b.copy_(a)
+        x = torch.randn(2, 3, 128, 128)
+        torch.testing.assert_close(ours(x), theirs(x).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_frozen_norms_keep_their_statistics_and_learn_their_gains() -> None:
+    model = build("resnet34", (3, 16, 16), 5, width=4)
+    model.frozen_norm = True
+    before = {n: t.clone() for n, t in model.state_dict().items() if "running" in n}
+    model.train()
+    model(torch.randn(4, 3, 16, 16)).sum().backward()
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in before.items())
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(not m.training and m.weight.grad is not None for m in norms) and model.training
+
+
+def published(
+    model: nn.Module, path: Path, change: Callable[[dict], None] = lambda _: None
+) -> Path:
+    """A file of torchvision's names, from random weights, as timm writes it."""
+    tensors = {
+        theirs: torch.randn(model.state_dict()[own].shape)
+        for own, theirs in published_names(model).items() if "num_batches" not in theirs
+    }
+    change(tensors)
+    save_file(tensors, path)
+    return path
+
+
+def test_published_weights_go_where_they_belong(tmp_path: Path) -> None:
+    model = build("resnet50", (3, 128, 128), 5, width=4)
+    wanted = {
+        "conv1.weight": "body.0.weight", "bn1.running_mean": "body.1.running_mean",
+        "layer1.0.conv1.weight": "body.4.conv1.weight",
+        "layer1.0.downsample.0.weight": "body.4.shortcut.0.weight",
+        "layer1.0.downsample.1.bias": "body.4.shortcut.1.bias",
+        "layer2.3.bn3.running_var": "body.10.norm3.running_var",
+        "layer4.2.conv3.weight": "body.19.conv3.weight", "fc.bias": "head.bias",
+    }
+    names = published_names(model)
+    assert all(names[own] == theirs for theirs, own in wanted.items())
+    path = published(model, tmp_path / "w.safetensors")
+    load_published(model, path)
+    found = load_file(path)
+    state = model.state_dict()
+    assert all(torch.equal(state[own], found[theirs]) for theirs, own in wanted.items())
+    other = build("resnet50", (3, 128, 128), 3, width=4)
+    drawn = other.head.weight.clone()
+    load_published(other, path)  # of other classes
+    assert torch.equal(other.head.weight, drawn)
+    assert torch.equal(other.state_dict()["body.19.conv3.weight"], found["layer4.2.conv3.weight"])
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda t: t.pop("layer3.1.conv2.weight"), "no layer3.1.conv2.weight"),
+    (lambda t: t.update({"layer3.6.conv1.weight": torch.zeros(1)}), "no place, such as layer3.6"),
+    (lambda t: t.update({"conv1.weight": torch.zeros(4, 1, 7, 7)}), "three colours"),
+])
+def test_published_weights_that_do_not_fit(tmp_path: Path, change, message) -> None:
+    model = build("resnet50", (3, 128, 128), 5, width=4)
+    with pytest.raises(CheckpointError, match=message):
+        load_published(model, published(model, tmp_path / "w.safetensors", change))
+
+
+def test_published_weights_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"cos\nsystem")
+    model = build("resnet50", (3, 128, 128), 5, width=4)
+    for path in ("w.pth", "missing.safetensors"):
+        with pytest.raises(CheckpointError, match="can't be read"):
+            load_published(model, tmp_path / path)
+    with pytest.raises(ConfigError, match="no published weights fit a MLP"):
+        load_published(build("mlp", (4,), 2), tmp_path / "w.pth")
 
 
 def test_the_preactivation_network_has_no_last_norm() -> None:

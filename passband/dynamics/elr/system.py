@@ -124,6 +124,13 @@ class ELR(Classifier):
             **_PLUS, "classes": 100, "epochs": 250, "lam": 7.0, "beta": 0.9, "drop_at": (0.8,),
             "coef_ramp": 40000, "modulate_labels": True,
         },
+        # `weights` names the ImageNet weights that both networks start from.
+        "plus-clothing1m": {
+            "plus": True, "network": "resnet50", "shape": (3, 224, 224), "classes": 14,
+            "augment": "crop-flip", "steps": 90_000, "batch_size": 64, "lr": 0.002,
+            "weight_decay": 1e-3, "schedule": "step", "drop_at": (7 / 15,),
+            "teacher_ema": 0.9999, "teacher_ramp": 0.0,
+        },
         "small": {"epochs": 100, "schedule": "cosine", "periods": 10, "final": 0.05},
         "plus-small": {
             "plus": True, "network": "conv", "channels": (16, 32, 64), "norm": True, "epochs": 40,

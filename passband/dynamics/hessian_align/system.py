@@ -10,6 +10,14 @@ from passband.bench.system import Config
 from passband.dynamics.domains import DomainClassifier, PenaltyConfig, penalised
 from passband.dynamics.hessian_align.model import HessianAlign
 
+# Of photographs: `weights` names the ImageNet weights that the paper starts from.
+DOMAINBED: dict[str, Any] = {
+    "network": "resnet50", "frozen_norm": True, "shape": (3, 224, 224), "classes": 7,
+    "full_batch": False, "steps": 5000, "lr": 5e-5, "alpha": 1e-4, "beta": 5e-3,
+    "penalty_weight": 1.0, "penalty_start": 0.0, "anneal": 1500, "reset_optimizer": True,
+    "augment": "crop-flip",
+}
+
 
 class HessianAlignConfig(PenaltyConfig):
     """The penalty; its weight and when it starts are common to all penalties."""
@@ -38,12 +46,9 @@ class HessianAligned(DomainClassifier):
             **penalised()["paper"], "reduction": "sum", "detach_mean": False,
             "estimator": "hutchinson", "probes": 150,
         },
-        # The setting of the paper's photographs, for features or small images of one's own: its
-        # ResNet-50 is no part of this library.
-        "photographs": {
-            "network": "resnet34", "shape": (3, 64, 64), "full_batch": False, "steps": 5000,
-            "lr": 5e-5, "alpha": 1e-4, "beta": 5e-3, "penalty_weight": 1.0, "penalty_start": 0.0,
-            "anneal": 1500, "reset_optimizer": True, "augment": "crop-flip",
+        "paper-domainbed": DOMAINBED,
+        "paper-domainbed-hutchinson": {
+            **DOMAINBED, "estimator": "hutchinson", "alpha": 1e-3, "beta": 5e-3,
         },
         "diagonal": {**penalised()["small"], "estimator": "diag_exact"},
     }

@@ -26,6 +26,11 @@ from passband.dynamics.weight_compander.model import (
 )
 from passband.parts.indexed import Item
 
+CIFAR: dict[str, Any] = {
+    "shape": (3, 32, 32), "augment": "crop-flip", "epochs": 200, "batch_size": 128, "lr": 0.1,
+    "weight_decay": 5e-4, "schedule": "cosine", "clip": 1.0,
+}
+
 
 class WeightCompanderConfig(ClassifierConfig):
     """Network and training as for every classifier; the curve and its place."""
@@ -70,10 +75,8 @@ class WeightCompander(Classifier):
 
     Config: ClassVar[type[Config]] = WeightCompanderConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {
-            "network": "resnet34", "shape": (3, 32, 32), "augment": "crop-flip", "epochs": 200,
-            "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "schedule": "cosine", "clip": 1.0,
-        },
+        "paper": {**CIFAR, "network": "resnet50"},
+        "paper-wide": {**CIFAR, "network": "wide_resnet28", "width": 160},
         "small": {
             "hidden": (256, 256), "epochs": 60, "lr": 0.1, "weight_decay": 5e-4, "clip": 1.0,
         },
