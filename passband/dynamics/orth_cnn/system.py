@@ -108,6 +108,13 @@ class OrthCNN(Classifier):
             "batch_size": 128, "schedule": "cosine", "lam": 1e-1, "skip_first": True,
             "dense": False, "weight_decay": 0.0,
         },
+        # Wang et al.'s: norms of all layers but the first and the last; zeros at the edges.
+        "imagenet": {
+            "network": "resnet50", "shape": (3, 224, 224), "classes": 1000, "circular": False,
+            "augment": "crop-flip", "epochs": 90, "batch_size": 220, "lr": 0.1,
+            "weight_decay": 1e-4, "schedule": "step", "drop_at": (1 / 3, 2 / 3), "lam": 0.5,
+            "form": "norm", "skip_first": True, "dense": False, "impossible": "ignore",
+        },
         "small": {
             "steps": 200, "lr": 0.05, "schedule": "cosine", "weight_decay": 0.0,
             "normalise": False,
