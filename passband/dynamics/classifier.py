@@ -140,6 +140,7 @@ class ClassifierConfig(Config):
         return {
             "mlp": {"hidden": self.hidden, **plain},
             "conv": {"channels": self.channels, "pool": self.pool, **plain},
+            "inception_resnet_v2": {"dropout": self.dropout},
         }.get(self.network, residual)
 
 

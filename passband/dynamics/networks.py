@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from passband.dynamics.inception import FEATURES, LEAST, inception_body
 from passband.errors import ConfigError, UnknownNameError
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -255,6 +256,21 @@ class WideResNet28(Network):
         self.head = nn.Linear(last, classes)
 
 
+class InceptionResNetV2(Network):
+    """Of noisy web images; see `passband.dynamics.inception`."""
+
+    def __init__(self, shape: Sequence[int], classes: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        colours, *pixels = image_shape(shape)
+        if min(pixels) < LEAST:
+            raise ConfigError(
+                f"images of {pixels[0]}x{pixels[1]} for inception_resnet_v2",
+                expected=f"at least {LEAST} pixels each way", mend="network='resnet34'",
+            )
+        self.body = inception_body(colours, dropout)
+        self.head = nn.Linear(FEATURES, classes)
+
+
 def _stages(
     block: Callable[[int, int, int], nn.Module], width: int, depths: Sequence[int],
     expansion: int = 1, stem: int | None = None,
@@ -278,6 +294,7 @@ def _pooled(dropout: float) -> list[nn.Module]:
 NETWORKS: dict[str, Callable[..., Network]] = {
     "mlp": MLP, "conv": ConvNet, "resnet34": ResNet34, "resnet50": ResNet50,
     "preact_resnet18": PreActResNet18, "wide_resnet28": WideResNet28,
+    "inception_resnet_v2": InceptionResNetV2,
 }
 """Name -> class; called with (shape, classes, **options)."""
 

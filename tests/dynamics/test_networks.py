@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from passband.dynamics.augment import crop_flip
+from passband.dynamics.inception import Branches, Residual, inception_body
 from passband.dynamics.networks import (
     NETWORKS,
     BasicBlock,
@@ -32,6 +33,7 @@ from passband.errors import CheckpointError, ConfigError, UnknownNameError
     ("resnet50", (3, 224, 224), 1000, {}, 25_557_032),
     ("resnet50", (3, 32, 32), 10, {}, 23_520_842),
     ("wide_resnet28", (3, 32, 32), 10, {}, 36_479_194),
+    ("inception_resnet_v2", (3, 227, 227), 50, {}, 54_306_464 + 50 * 1537),
     ("mlp", (1, 8, 8), 10, {}, 301_066),
     ("mlp", (64,), 10, {"hidden": (256, 256)}, 85_002),
     ("mlp", (5,), 2, {"hidden": ()}, 12),
@@ -43,9 +45,11 @@ def test_sizes_are_those_of_the_papers(name, shape, classes, options, parameters
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_is_a_linear_head_on_features(name: str) -> None:
-    options = {"width": 4} if "resnet" in name else {}
-    model = build(name, (3, 16, 16), 7, dropout=0.3, **options).eval()
-    x = torch.randn(2, 3, 16, 16)
+    inception = name == "inception_resnet_v2"
+    pixels = 75 if inception else 16
+    options = {"width": 4} if "resnet" in name and not inception else {}
+    model = build(name, (3, pixels, pixels), 7, dropout=0.3, **options).eval()
+    x = torch.randn(2, 3, pixels, pixels)
     features = model.features(x)
     assert features.dim() == 2 and isinstance(model.head, nn.Linear)
     torch.testing.assert_close(model(x), features @ model.head.weight.T + model.head.bias)
@@ -87,6 +91,26 @@ def test_large_images_as_another_library_has_them(name, kind, depths) -> None:
             b.copy_(a)
         x = torch.randn(2, 3, 128, 128)
         torch.testing.assert_close(ours(x), theirs(x).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_inception_halves_where_it_should() -> None:
+    """Pixels and channels of the paper's figures, and a last module without ReLU."""
+    body, sizes = inception_body(3).eval(), []
+    for part in body:
+        if isinstance(part, Branches):
+            part.register_forward_hook(lambda _, __, y: sizes.append(tuple(y.shape[1:])))
+    with torch.no_grad():
+        body(torch.rand(1, 3, 299, 299))
+    assert sizes == (
+        [(320, 35, 35)] * 11 + [(1088, 17, 17)] * 21 + [(2080, 8, 8)] * 11
+    )
+    residual = [m for m in body if isinstance(m, Residual)]
+    assert [m.act for m in residual] == [True] * 39 + [False]
+    x = torch.randn(1, 320, 2, 2)
+    nn.init.zeros_(residual[0].project.weight), nn.init.zeros_(residual[0].project.bias)
+    torch.testing.assert_close(residual[0](x), x.relu())
+    with pytest.raises(ConfigError, match="at least 75 pixels"):
+        build("inception_resnet_v2", (3, 74, 80), 5)
 
 
 def test_frozen_norms_keep_their_statistics_and_learn_their_gains() -> None:

@@ -247,7 +247,7 @@ def cifar100(bench: Bench) -> Evidence:
 def real_noise(bench: Bench) -> Evidence:
     return not_shown(
         "a million images of Clothing1M or 66,000 of mini-WebVision, pretrained ResNet-50 and "
-        "InceptionResNetV2, about a GPU day each (`ELRPlusTrainer` takes such networks)"
+        "InceptionResNetV2, about a GPU day each (presets plus-clothing1m and plus-webvision)"
     )
 
 

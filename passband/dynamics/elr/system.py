@@ -131,6 +131,12 @@ class ELR(Classifier):
             "weight_decay": 1e-3, "schedule": "step", "drop_at": (7 / 15,),
             "teacher_ema": 0.9999, "teacher_ramp": 0.0,
         },
+        "plus-webvision": {
+            "plus": True, "network": "inception_resnet_v2", "shape": (3, 227, 227), "classes": 50,
+            "augment": "crop-flip", "epochs": 100, "batch_size": 32, "weight_decay": 5e-4,
+            "schedule": "step", "drop_at": (0.5,), "mixup": 1.5,
+            "teacher_ramp": 0.0,
+        },
         "small": {"epochs": 100, "schedule": "cosine", "periods": 10, "final": 0.05},
         "plus-small": {
             "plus": True, "network": "conv", "channels": (16, 32, 64), "norm": True, "epochs": 40,
